@@ -1,0 +1,1 @@
+"""The broker: an Entra access token in, an ACS access token for the same person out."""

@@ -1,0 +1,209 @@
+"""The ACS Identity operations the broker uses, over Microsoft's SDK.
+
+The SDK does not judge what it gets (`id` may be None, `expires_on` any text), sends creates again
+after a 5xx, sleeps for as long as Retry-After says, and bounds only the time between two bytes.
+So each call here has its retries and its time set, and each answer is checked.
+https://learn.microsoft.com/rest/api/communication/identity
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import re
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from azure.communication.identity import CommunicationUserIdentifier
+from azure.core.exceptions import (
+    ClientAuthenticationError,
+    HttpResponseError,
+    ServiceRequestError,
+    ServiceRequestTimeoutError,
+    ServiceResponseTimeoutError,
+)
+
+from shared import strict_json
+from shared.errors import (
+    IdentityGoneError,
+    UpstreamAuthError,
+    UpstreamBadResponseError,
+    UpstreamThrottledError,
+    UpstreamTimeoutError,
+    UpstreamUnavailableError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Mapping
+
+    from azure.communication.identity.aio import CommunicationIdentityClient
+
+    from shared.errors import BrokerError
+
+OPERATION_SECONDS = 4  # The whole call; the SDK's own read timeout starts anew with every byte.
+BOUNDS: dict[str, Any] = {"connection_timeout": 1, "read_timeout": 3, "permit_redirects": False}
+# A create that is sent again may make two identities. aiohttp itself repeats a DELETE once.
+ONCE: dict[str, Any] = {"retry_total": 0, **BOUNDS}
+# Once more where the connection broke, never after an answer: "all requests accrue against your
+# usage limits", https://learn.microsoft.com/azure/communication-services/concepts/service-limits
+AGAIN_ON_NEW_CONNECTION: dict[str, Any] = {
+    "retry_total": 1,
+    "retry_connect": 1,
+    "retry_read": 0,
+    "retry_status": 0,
+    "retry_on_methods": frozenset({"POST"}),
+    **BOUNDS,
+}
+EXPIRY_TOLERANCE = timedelta(minutes=5)
+
+_ACS_ID = re.compile(r"8:(acs|gcch-acs|dod-acs):[0-9a-fA-F-]{36}_[0-9a-zA-Z-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class AcsToken:
+    """An ACS access token and when it expires."""
+
+    token: str = field(repr=False)
+    expires_on: datetime
+
+
+class AcsIdentity:
+    """Creates and deletes ACS identities, and issues tokens for them.
+
+    Every method raises one of the `Upstream…` errors where ACS fails, refuses us, or answers with
+    what cannot be used.
+    """
+
+    def __init__(self, *, client: CommunicationIdentityClient) -> None:
+        self._client = client
+
+    async def create(self) -> str:
+        """Create an identity and return its id. Asks once: a failure may have created one."""
+        try:
+            async with _translated():
+                user = await self._client.create_user(**ONCE)
+        except IdentityGoneError as exc:
+            raise UpstreamBadResponseError("create: ACS answered 404") from exc
+        acs_id: str | None = user.properties["id"]
+        if not acs_id or not _ACS_ID.fullmatch(acs_id):
+            raise UpstreamBadResponseError("create: no identity id")
+        return acs_id
+
+    async def issue(
+        self, acs_id: str, *, scopes: Iterable[str], lifetime: timedelta, now: datetime
+    ) -> AcsToken:
+        """Issue an access token for an identity.
+
+        Raises:
+            IdentityGoneError: ACS does not know the identity.
+        """
+        asked = sorted(scopes)
+        async with _translated():
+            answer = await self._client.get_token(
+                CommunicationUserIdentifier(acs_id),
+                list(asked),
+                token_expires_in=lifetime,
+                **AGAIN_ON_NEW_CONNECTION,
+            )
+        # The SDK's type says int; what it passes on is ACS's ISO 8601 text.
+        issued = AcsToken(answer.token, _expiry(answer.expires_on))
+        if abs(issued.expires_on - now - lifetime) > EXPIRY_TOLERANCE:
+            raise UpstreamBadResponseError("issue: another lifetime than asked for")
+        _check_token(issued.token, acs_id, asked)
+        return issued
+
+    async def delete(self, acs_id: str) -> None:
+        """Delete an identity with all its tokens and data; one that is gone already is done."""
+        try:
+            async with _translated():
+                await self._client.delete_user(CommunicationUserIdentifier(acs_id), **ONCE)
+        except IdentityGoneError:
+            return
+
+
+@asynccontextmanager
+async def _translated() -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(OPERATION_SECONDS):
+            yield
+    except Exception as exc:
+        raise error_of(exc) from exc
+
+
+def error_of(exc: Exception) -> BrokerError:
+    """Return what the caller is told of an exception that the SDK raised.
+
+    The exception's own text is left out: it may hold what ACS answered.
+    """
+    name = type(exc).__name__
+    if isinstance(exc, TimeoutError | ServiceRequestTimeoutError | ServiceResponseTimeoutError):
+        return UpstreamTimeoutError(name)
+    if isinstance(exc, ServiceRequestError):
+        return UpstreamUnavailableError(name)
+    if isinstance(exc, ClientAuthenticationError):  # Also of a credential that gets no token.
+        return UpstreamAuthError(name)
+    if isinstance(exc, HttpResponseError) and exc.status_code is not None:
+        return _error_of_status(exc.status_code, _retry_after(exc))
+    return UpstreamBadResponseError(name)
+
+
+def _error_of_status(status: int, wait: float | None) -> BrokerError:
+    reason = f"ACS answered {status}"
+    error: BrokerError = UpstreamBadResponseError(reason)
+    if status in {401, 403}:
+        error = UpstreamAuthError(reason)
+    elif status == HTTPStatus.NOT_FOUND:
+        error = IdentityGoneError(reason)
+    elif status == HTTPStatus.TOO_MANY_REQUESTS or (status in range(400, 500) and wait):
+        error = UpstreamThrottledError(reason, retry_after=wait)
+    elif status == HTTPStatus.REQUEST_TIMEOUT:
+        error = UpstreamTimeoutError(reason)
+    elif status in range(500, 600):
+        error = UpstreamUnavailableError(reason, retry_after=wait)
+    return error
+
+
+def _retry_after(exc: HttpResponseError) -> float | None:
+    """Return the seconds of Retry-After; the other form, a date, is left to our own default."""
+    headers: Mapping[str, str] = getattr(exc.response, "headers", None) or {}
+    text = headers.get("Retry-After", "")
+    return float(text) if re.fullmatch(r"[0-9]{1,9}", text) else None
+
+
+def _expiry(text: object) -> datetime:
+    try:
+        expires_on = datetime.fromisoformat(str(text))
+    except ValueError:
+        raise UpstreamBadResponseError("issue: expiresOn is no date") from None
+    if expires_on.tzinfo is None:
+        raise UpstreamBadResponseError("issue: expiresOn has no time zone")
+    return expires_on
+
+
+def _check_token(token: object, acs_id: str, scopes: list[str]) -> None:
+    """Refuse a token that says it is for somebody else, or for more than was asked.
+
+    The token's format is no contract, so one that cannot be read passes.
+    """
+    if not isinstance(token, str) or not token:
+        raise UpstreamBadResponseError("issue: no token")
+    claims = _readable_claims(token)
+    if claims.get("skypeid", acs_id.removeprefix("8:")) != acs_id.removeprefix("8:"):
+        raise UpstreamBadResponseError("issue: a token of another identity")
+    granted = claims.get("acsScope", "")
+    if granted and not set(str(granted).split(",")).issubset(scopes):
+        raise UpstreamBadResponseError("issue: more scopes than asked for")
+
+
+def _readable_claims(token: str) -> dict[str, Any]:
+    _, _, rest = token.partition(".")
+    payload, _, _ = rest.partition(".")
+    try:
+        return strict_json.loads_object(
+            base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
+        )
+    except ValueError:
+        return {}

@@ -1,0 +1,240 @@
+"""The use cases: what a caller can have done."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import math
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from shared import audit
+from shared.acs import AcsToken
+from shared.errors import (
+    BrokerError,
+    InvalidRequestError,
+    RevokedTokenError,
+    ScopeNotAllowedError,
+    UserNotFoundError,
+)
+from shared.identities import utc_now
+from shared.mappings import IdentityMapping
+from shared.rate_limit import RateLimit
+from shared.single_flight import SingleFlight
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from datetime import datetime, timedelta
+
+    from shared.acs import AcsIdentity
+    from shared.entra import AccessTokenValidator, Caller, Person
+    from shared.http import TokenRequest
+    from shared.identities import Identities
+    from shared.mappings import IdentityMappings
+    from shared.settings import AcsSettings
+    from shared.signing_keys import SigningKeys
+
+MAX_REMEMBERED = 50_000
+READY_SECONDS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class IssuedToken:
+    """An ACS access token, and whose it is."""
+
+    token: str = field(repr=False)
+    expires_on: datetime
+    acs_id: str
+
+    def as_json(self) -> dict[str, object]:
+        """Return the shape that every published ACS client reads."""
+        return {
+            "token": self.token,
+            "expiresOn": self.expires_on.isoformat(),
+            "user": user_json(self.acs_id),
+        }
+
+
+def user_json(acs_id: str) -> dict[str, object]:
+    """Return an ACS user; the published clients differ in which of the two names they read."""
+    return {"communicationUserId": acs_id, "id": acs_id}
+
+
+class Broker:
+    """Serves callers: validates who they are, finds their ACS identity, issues tokens for it."""
+
+    def __init__(  # noqa: PLR0913 - each is a part that tests replace
+        self,
+        *,
+        settings: AcsSettings,
+        validator: AccessTokenValidator,
+        identities: Identities,
+        acs: AcsIdentity,
+        mappings: IdentityMappings,
+        keys: SigningKeys,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._settings = settings
+        self._validator = validator
+        self._identities = identities
+        self._acs = acs
+        self._mappings = mappings
+        self._keys = keys
+        self._clock = clock
+        self._rate_limit = RateLimit(clock=time.monotonic)
+        self._issuing = SingleFlight[tuple[IdentityMapping, AcsToken]]()
+        self._known_ids: OrderedDict[Person, str] = OrderedDict()
+        self._probing = SingleFlight[BrokerError | None]()
+        self._probed: BrokerError | None = None
+        self._probed_until = float("-inf")
+
+    async def authenticate(self, access_token: str) -> Caller:
+        """Return the caller an Entra access token was issued for.
+
+        Raises:
+            InvalidTokenError, TenantNotAllowedError, InsufficientScopeError,
+            ClientNotAllowedError, KeysUnavailableError: as the validator does.
+            RateLimitedError: the person asks too often.
+        """
+        caller = await self._validator.validate(access_token, now=self._clock())
+        self._rate_limit.take(caller.person)
+        return caller
+
+    async def issue(self, caller: Caller, request: TokenRequest) -> IssuedToken:
+        """Issue an ACS token for the caller; the first call creates the ACS identity.
+
+        Raises:
+            InvalidRequestError, ScopeNotAllowedError: it asks for more than the settings grant.
+            RevokedTokenError: the caller signed out everywhere after the token was issued.
+            BusyError, StorageUnavailableError, IdentityGoneError, Upstream…Error: a service the
+            broker needs fails, or somebody else is at work on the same identity.
+        """
+        scopes = granted_scopes(request.scopes, self._settings)
+        lifetime = granted_lifetime(request.lifetime, self._settings)
+        mapping, token = await self._issuing.run(
+            (caller.person, scopes, lifetime),
+            lambda: self._issue(caller.person, scopes, lifetime),
+        )
+        refuse_revoked(caller, mapping)
+        audit.note(acs_id=mapping.acs_id, scopes=",".join(sorted(scopes)))
+        return IssuedToken(token.token, token.expires_on, mapping.acs_id)
+
+    async def find_user(self, caller: Caller) -> str:
+        """Return the caller's ACS identity.
+
+        Raises:
+            UserNotFoundError: there is none. RevokedTokenError, StorageUnavailableError.
+        """
+        mapping = await self._identities.find(caller.person)
+        if mapping is None:
+            raise UserNotFoundError("no active mapping")
+        refuse_revoked(caller, mapping)
+        audit.note(acs_id=mapping.acs_id)
+        return mapping.acs_id
+
+    async def create_user(self, caller: Caller) -> str:
+        """Return the caller's ACS identity, made now if there is none. Raises as `issue` does."""
+        mapping = await self._identities.get_or_create(caller.person)
+        refuse_revoked(caller, mapping)
+        audit.note(acs_id=mapping.acs_id)
+        return mapping.acs_id
+
+    async def check_ready(self) -> None:
+        """Raise KeysUnavailableError or StorageUnavailableError where tokens cannot be served.
+
+        An answer holds for ten seconds. ACS is not asked: its outage would take every instance
+        out of service, and none of them could do anything about it.
+        """
+        if time.monotonic() >= self._probed_until:
+            self._probed = await self._probing.run("ready", self._probe)
+        if self._probed is not None:
+            raise self._probed
+
+    async def _probe(self) -> BrokerError | None:
+        try:
+            await self._keys.load()
+            await self._mappings.server_time()
+        except BrokerError as error:
+            return error
+        else:
+            return None
+        finally:
+            self._probed_until = time.monotonic() + READY_SECONDS
+
+    async def _issue(
+        self, person: Person, scopes: frozenset[str], lifetime: timedelta
+    ) -> tuple[IdentityMapping, AcsToken]:
+        """Read the row and, where the identity is known already, issue at the same time.
+
+        What was issued early is thrown away unless the row confirms the identity.
+        """
+
+        def issue(acs_id: str) -> Awaitable[AcsToken]:
+            return self._acs.issue(acs_id, scopes=scopes, lifetime=lifetime, now=self._clock())
+
+        known_id = self._known_ids.get(person)
+        if known_id is not None:
+            mapping, early = await asyncio.gather(
+                self._identities.get_or_create(person), issue(known_id), return_exceptions=True
+            )
+            if isinstance(mapping, BaseException):
+                raise mapping
+            if mapping.acs_id == known_id:
+                if isinstance(early, BaseException):
+                    raise early
+                return mapping, early
+        mapping = await self._identities.get_or_create(person)
+        token = await issue(mapping.acs_id)
+        self._known_ids[person] = mapping.acs_id
+        if len(self._known_ids) > MAX_REMEMBERED:
+            self._known_ids.popitem(last=False)
+        return mapping, token
+
+
+def granted_scopes(asked: frozenset[str] | None, settings: AcsSettings) -> frozenset[str]:
+    """Return the ACS scopes to ask for: all that the settings allow, or the fewer asked for.
+
+    Raises:
+        ScopeNotAllowedError: more were asked for.
+    """
+    if asked is None:
+        return frozenset(settings.scopes)
+    if not asked.issubset(settings.scopes):
+        raise ScopeNotAllowedError("scopes beyond ACS_TOKEN_SCOPES")
+    return asked
+
+
+def granted_lifetime(asked: timedelta | None, settings: AcsSettings) -> timedelta:
+    """Return the lifetime to ask for.
+
+    Raises:
+        InvalidRequestError: it is above the settings' ceiling.
+    """
+    if asked is None:
+        return settings.lifetime
+    if asked > settings.max_lifetime:
+        raise InvalidRequestError("expiresInMinutes above ACS_TOKEN_MAX_LIFETIME_MINUTES")
+    return asked
+
+
+def refuse_revoked(caller: Caller, mapping: IdentityMapping) -> None:
+    """Refuse an Entra token that is older than the caller's last "sign out everywhere".
+
+    The challenge asks for a token from after it, in the form that MSAL passes on to Entra:
+    https://learn.microsoft.com/entra/identity-platform/claims-challenge
+
+    Raises:
+        RevokedTokenError.
+    """
+    if mapping.revoked_before is None:
+        return
+    mark = math.ceil(mapping.revoked_before.timestamp())
+    if caller.issued_at < mark:
+        claims = {"access_token": {"nbf": {"essential": True, "value": str(mark)}}}
+        raise RevokedTokenError(
+            "issued before the revocation",
+            claims=base64.b64encode(json.dumps(claims).encode()).decode(),
+        )

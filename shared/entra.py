@@ -1,0 +1,263 @@
+"""From an Entra access token to the person who holds it.
+
+The order is: shape, JOSE header, key, signature, payload, claims. Nothing is fetched for a token
+that fails the first two, and no claim is believed before the signature has been verified. PyJWT
+does the signature; what it lets through before and after that (measured: equal names, dates as
+text, any `typ`, compression, UTF-16) is refused here. RFC 7515, RFC 7519, RFC 8725, and
+https://learn.microsoft.com/entra/identity-platform/claims-validation
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, NewType, Protocol, TypeGuard
+
+import jwt
+
+from shared import audit, strict_json
+from shared.errors import (
+    ClientNotAllowedError,
+    InsufficientScopeError,
+    InvalidTokenError,
+    TenantNotAllowedError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from shared.settings import EntraSettings
+    from shared.signing_keys import SigningKey
+
+MAX_TOKEN_CHARACTERS = 24 * 1024  # 200 groups by name make about 22 KiB.
+CLOCK_SKEW = 60  # seconds
+MAX_LIFETIME = 28 * 3600  # seconds: a token under continuous access evaluation lives 20 to 28 h.
+CONSUMERS = "9188040d-6c67-4c5b-b112-36a304b66dad"  # The tenant of personal Microsoft accounts.
+
+_SEGMENT = r"[A-Za-z0-9_-]+"
+_COMPACT = re.compile(rf"({_SEGMENT})\.({_SEGMENT})\.({_SEGMENT})")
+_KEY_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+TOKEN_TYPES = ("JWT", "at+jwt")
+# Header members that bring a key or change what is signed. `nonce` marks tokens of Microsoft
+# Graph, whose signature covers something else. Unknown members are harmless: Microsoft adds some.
+REFUSED_HEADERS = frozenset(
+    "jku jwk x5u x5c crit b64 zip cty enc epk nonce".split()  # noqa: SIM905 - reads as a list
+)
+# Claims that decide. A second one in other letters may not stand beside them: other software on
+# the way might have read that one.
+DECIDING_CLAIMS = frozenset(
+    "aud iss exp nbf iat ver tid oid sub scp azp appid idtyp roles".split()  # noqa: SIM905
+)
+
+VerifiedClaims = NewType("VerifiedClaims", "dict[str, Any]")
+"""Claims whose signature has been verified; made by `AccessTokenValidator` alone."""
+
+
+class Person(NamedTuple):
+    """Who somebody is: `tid` and `oid`. Names, mail addresses and UPNs change hands; these never.
+
+    https://learn.microsoft.com/entra/identity-platform/claims-validation#validate-the-subject
+    """
+
+    tenant_id: str
+    object_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The person an access token was issued for, and the app that holds it."""
+
+    person: Person
+    client_id: str | None
+    issued_at: int  # Unix time, `iat`.
+
+
+class Keys(Protocol):
+    """Where signing keys come from: `signing_keys.SigningKeys`."""
+
+    async def get(self, key_id: str) -> SigningKey:
+        """Return the key of an id."""
+
+
+class AccessTokenValidator:
+    """Validates access tokens by one deployment's settings and Entra's signing keys."""
+
+    def __init__(self, *, settings: EntraSettings, keys: Keys) -> None:
+        self._settings = settings
+        self._keys = keys
+
+    async def validate(self, access_token: str, *, now: datetime) -> Caller:
+        """Return the caller that an access token was issued for.
+
+        Raises:
+            InvalidTokenError: it is malformed, forged, out of date or for another service.
+            TenantNotAllowedError, InsufficientScopeError, ClientNotAllowedError: it is a good
+                token of this service, but its holder may not use it.
+            KeysUnavailableError: Entra's keys are out of reach, so there is no telling.
+        """
+        key_id = key_id_of(access_token)
+        key = await self._keys.get(key_id)
+        claims = _verify(access_token, key)
+        _note_person(claims)
+        return caller_from_claims(claims, key=key, settings=self._settings, now=now)
+
+
+def key_id_of(access_token: str) -> str:
+    """Return the `kid` of a token that has the shape and header of an Entra access token.
+
+    Raises:
+        InvalidTokenError: it has not.
+    """
+    if len(access_token) > MAX_TOKEN_CHARACTERS:
+        raise InvalidTokenError("longer than 24 KiB")
+    match = _COMPACT.fullmatch(access_token)
+    if not match:
+        raise InvalidTokenError("not a JWS in compact form")
+    header, *_ = (_decode(segment) for segment in match.groups())
+    members = _object(header, "header")
+    if members.get("alg") != "RS256":
+        raise InvalidTokenError("alg is not RS256")
+    if members.get("typ") not in TOKEN_TYPES:
+        raise InvalidTokenError("typ is not that of an access token")
+    if not REFUSED_HEADERS.isdisjoint(name.lower() for name in members):
+        raise InvalidTokenError("a header member that is never honoured")
+    key_id = members.get("kid")
+    if not isinstance(key_id, str) or not _KEY_ID.fullmatch(key_id):
+        raise InvalidTokenError("kid is not a key id")
+    return key_id
+
+
+def _decode(segment: str) -> bytes:
+    """Decode base64url in its one canonical spelling, without padding (RFC 7515, section 2)."""
+    try:
+        decoded = base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4))
+    except binascii.Error:
+        raise InvalidTokenError("not base64url") from None
+    if base64.urlsafe_b64encode(decoded).rstrip(b"=") != segment.encode():
+        raise InvalidTokenError("base64url that is not canonical")
+    return decoded
+
+
+def _object(raw: bytes, part: str) -> dict[str, Any]:
+    try:
+        return strict_json.loads_object(raw)
+    except ValueError as exc:
+        raise InvalidTokenError(f"{part}: {exc}") from exc
+
+
+def _verify(access_token: str, key: SigningKey) -> VerifiedClaims:
+    """Verify the signature and read the payload.
+
+    `jwt.PyJWS`, not `jwt.decode`: the claims are judged below, by a clock that is an argument.
+    """
+    try:
+        payload = jwt.PyJWS(algorithms=["RS256"]).decode(
+            access_token, key.public_key, algorithms=["RS256"]
+        )
+    except Exception as exc:
+        raise InvalidTokenError(f"signature: {type(exc).__name__}") from exc
+    return VerifiedClaims(_object(payload, "payload"))
+
+
+def _note_person(claims: VerifiedClaims) -> None:
+    """Let the audit line say who was refused: the ids are signed, so they are Entra's."""
+    named = {"tenant_id": "tid", "object_id": "oid", "client_id": "azp"}
+    if claims.get("ver") == "1.0":
+        named["client_id"] = "appid"
+    audit.note(**{f: claims[c] for f, c in named.items() if _is_guid(claims.get(c))})
+
+
+def caller_from_claims(
+    claims: VerifiedClaims, *, key: SigningKey, settings: EntraSettings, now: datetime
+) -> Caller:
+    """Return the caller, if these claims make an access token for this service now.
+
+    Raises:
+        InvalidTokenError, TenantNotAllowedError, InsufficientScopeError, ClientNotAllowedError.
+    """
+    for name in claims:
+        if name not in DECIDING_CLAIMS and name.casefold() in DECIDING_CLAIMS:
+            raise InvalidTokenError("a deciding claim in other letters")
+    _check_dates(claims, now.timestamp())
+    tenant_id = _tenant(claims, key, settings)
+    object_id = claims.get("oid")
+    if not _is_guid(object_id):
+        raise InvalidTokenError("oid is not a GUID")
+    client_id = _client(claims)
+    _check_scope(claims, settings.required_scope)
+    if settings.allowed_client_ids and client_id not in settings.allowed_client_ids:
+        raise ClientNotAllowedError("not an allowed client")
+    return Caller(Person(tenant_id, object_id), client_id, claims["iat"])
+
+
+def _is_guid(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and _GUID.fullmatch(value) is not None
+
+
+def _check_dates(claims: Mapping[str, Any], now: float) -> None:
+    issued_at, not_before, expires = (_date(claims, name) for name in ("iat", "nbf", "exp"))
+    starts = max(issued_at, not_before)
+    if expires + CLOCK_SKEW <= now:
+        raise InvalidTokenError("expired")
+    if starts - CLOCK_SKEW > now:
+        raise InvalidTokenError("not valid yet")
+    if expires <= starts or expires - issued_at > MAX_LIFETIME + CLOCK_SKEW:
+        raise InvalidTokenError("lifetime")
+
+
+def _date(claims: Mapping[str, Any], name: str) -> int:
+    date = claims.get(name)
+    if type(date) is not int or date <= 0:  # `type`, since True is an int.
+        raise InvalidTokenError(f"{name} is not a date")
+    return date
+
+
+def _tenant(claims: Mapping[str, Any], key: SigningKey, settings: EntraSettings) -> str:
+    """Return the tenant, once version, audience, issuer and signing key agree on it."""
+    version, tenant_id = claims.get("ver"), claims.get("tid")
+    if not _is_guid(tenant_id):
+        raise InvalidTokenError("tid is not a GUID")
+    v2_issuer = f"{settings.authority}/{tenant_id}/v2.0"
+    if version == "2.0":
+        issuer, audiences = v2_issuer, {settings.client_id}
+    elif version == "1.0":
+        issuer = f"{settings.v1_issuer}/{tenant_id}/"
+        audiences = {settings.client_id, *settings.audiences}
+    else:
+        raise InvalidTokenError("ver is neither 1.0 nor 2.0")
+    audience = claims.get("aud")
+    if not isinstance(audience, str) or audience not in audiences:
+        raise InvalidTokenError("not our audience")
+    if claims.get("iss") != issuer:
+        raise InvalidTokenError("iss is not the issuer of tid")
+    allowed = settings.tenant_ids
+    if tenant_id == CONSUMERS or (allowed is not None and tenant_id not in allowed):
+        raise TenantNotAllowedError("not an allowed tenant")
+    # A key that Entra publishes for one tenant signs for that tenant alone.
+    if key.issuer.replace("{tenantid}", tenant_id) != v2_issuer:
+        raise InvalidTokenError("the signing key belongs to another issuer")
+    return tenant_id
+
+
+def _client(claims: Mapping[str, Any]) -> str | None:
+    """Return the app that asked for the token: `azp` in v2 tokens, `appid` in v1 tokens."""
+    name, other = ("azp", "appid") if claims["ver"] == "2.0" else ("appid", "azp")
+    client_id = claims.get(name)
+    if client_id is not None and not _is_guid(client_id):
+        raise InvalidTokenError(f"{name} is not a GUID")
+    if claims.get(other) not in (None, client_id):
+        raise InvalidTokenError("azp and appid disagree with each other or with ver")
+    return client_id
+
+
+def _check_scope(claims: Mapping[str, Any], required: str) -> None:
+    granted = claims.get("scp", "")
+    if not isinstance(granted, str):
+        raise InvalidTokenError("scp is not text")
+    # An app on its own has no scp and, where the API asks for it, `idtyp`.
+    if claims.get("idtyp") == "app" or required not in granted.split(" "):
+        raise InsufficientScopeError("the required scope is not granted", scope=required)

@@ -1,0 +1,270 @@
+"""Requests in, JSON or a problem out: the only place that turns errors into answers."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import logging
+import math
+import re
+import secrets
+import time
+import uuid
+from dataclasses import dataclass
+from datetime import timedelta
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+import azure.functions as func
+
+from shared import audit, strict_json
+from shared.errors import (
+    BrokerError,
+    InternalError,
+    InvalidRequestError,
+    MethodNotAllowedError,
+    MissingTokenError,
+    PayloadTooLargeError,
+    UnsupportedMediaTypeError,
+    UpstreamTimeoutError,
+)
+from shared.settings import ACS_SCOPES, LIFETIME_MINUTES
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    Handler = Callable[[func.HttpRequest], Awaitable[func.HttpResponse]]
+    Endpoint = Callable[[func.HttpRequest, func.Context], Awaitable[func.HttpResponse]]
+
+REALM = "acs-token-broker"
+MAX_BODY_BYTES = 16 * 1024
+MAX_SCOPES = 16
+# A caller has an answer within 8 seconds; the rest is for the host and the way back.
+DEADLINE_SECONDS = 7.5
+ALWAYS = {"Cache-Control": "no-store", "Pragma": "no-cache", "X-Content-Type-Options": "nosniff"}
+
+logger = logging.getLogger("broker.http")
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+_OTHER_SCHEME = re.compile(r"(?!bearer)[A-Za-z][A-Za-z0-9-]*( .*)?", re.IGNORECASE | re.DOTALL)
+
+
+def bearer_token(headers: Mapping[str, str]) -> str:
+    """Return the access token of the `Authorization` header, unread.
+
+    Raises:
+        MissingTokenError: there is no header, or it has another scheme (RFC 6750, section 3.1).
+        InvalidRequestError: it has two credentials or is no credential at all. The Functions host
+            joins repeated headers with a comma, which no token contains.
+    """
+    value = headers.get("authorization", "").strip(" ")
+    scheme, _, token = value.partition(" ")
+    if scheme.lower() == "bearer" and "," not in token:
+        if not token.strip(" "):
+            raise MissingTokenError("no token behind the scheme")
+        return token.lstrip(" ")
+    if not value:
+        raise MissingTokenError("no Authorization header")
+    if _OTHER_SCHEME.fullmatch(value) and "bearer" not in value.lower():
+        raise MissingTokenError("another authentication scheme")
+    raise InvalidRequestError("an Authorization header that is not one bearer token")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRequest:
+    """What a caller asks for; None where it leaves the choice to the settings."""
+
+    scopes: frozenset[str] | None
+    lifetime: timedelta | None
+
+    @classmethod
+    def parse(cls, req: func.HttpRequest) -> TokenRequest:
+        """Read the query of a GET, or the JSON body of a POST.
+
+        Raises:
+            InvalidRequestError: an unknown member, or one out of its range.
+            UnsupportedMediaTypeError: the body is not declared as JSON.
+        """
+        if req.method == "POST":
+            _refuse_query(req)
+            asked = _body(req)
+        else:
+            asked = _query(req)
+        if not asked.keys() <= {"scopes", "expiresInMinutes"}:
+            raise InvalidRequestError("an unknown member")
+        return cls(
+            scopes=_scopes(asked["scopes"]) if "scopes" in asked else None,
+            lifetime=_lifetime(asked["expiresInMinutes"]) if "expiresInMinutes" in asked else None,
+        )
+
+
+def refuse_input(req: func.HttpRequest) -> None:
+    """Raise InvalidRequestError where a route that takes no input gets some."""
+    _refuse_query(req)
+    if req.method != "GET" and _body(req):
+        raise InvalidRequestError("this route takes no member")
+
+
+def _refuse_query(req: func.HttpRequest) -> None:
+    if req.params:
+        raise InvalidRequestError("this route takes no query")
+
+
+def _query(req: func.HttpRequest) -> dict[str, Any]:
+    asked: dict[str, Any] = dict(req.params)
+    if "scopes" in asked:
+        raise InvalidRequestError("scopes in a query")
+    if "scope" in asked:
+        asked["scopes"] = asked.pop("scope").split(",")
+    minutes = asked.get("expiresInMinutes")
+    if minutes is not None and re.fullmatch(r"[1-9][0-9]{1,3}", minutes):
+        asked["expiresInMinutes"] = int(minutes)
+    return asked
+
+
+def _body(req: func.HttpRequest) -> dict[str, Any]:
+    body = req.get_body().strip()
+    if not body:
+        return {}
+    media_type, _, parameter = req.headers.get("content-type", "").lower().partition(";")
+    if media_type.strip() != "application/json" or parameter.strip() not in {"", "charset=utf-8"}:
+        raise UnsupportedMediaTypeError("a body that is not application/json")
+    try:
+        return strict_json.loads_object(body)
+    except ValueError as exc:
+        raise InvalidRequestError("a body that is not one strict JSON object") from exc
+
+
+def _scopes(value: object) -> frozenset[str]:
+    if not isinstance(value, list) or not 0 < len(value) <= MAX_SCOPES:
+        raise InvalidRequestError("scopes is not a short list")
+    if not all(isinstance(scope, str) and scope in ACS_SCOPES for scope in value):
+        raise InvalidRequestError("a scope that ACS does not have")
+    return frozenset(value)
+
+
+def _lifetime(value: object) -> timedelta:
+    if type(value) is not int or value not in LIFETIME_MINUTES:  # `type`, since True is an int.
+        raise InvalidRequestError("expiresInMinutes is not a whole number from 60 to 1440")
+    return timedelta(minutes=value)
+
+
+def json_response(body: Mapping[str, object]) -> func.HttpResponse:
+    """Return 200 with a JSON body."""
+    return json_document(json.dumps(body))
+
+
+def json_document(text: str) -> func.HttpResponse:
+    """Return 200 with a body that is JSON already."""
+    return _response(HTTPStatus.OK, text)
+
+
+def answers_problems(*methods: str, event: str | None = None) -> Callable[[Handler], Endpoint]:
+    """Turn a handler into a Functions endpoint that answers whatever happens.
+
+    The endpoint checks method and size, bounds the time, turns errors into RFC 9457 problems with
+    the RFC 6750 challenge, adds the headers that every answer has, and writes the audit line.
+
+    Args:
+        methods: those that the route has. The host would answer others with an empty 404.
+        event: names a success in the audit line; None for routes that decide nothing.
+    """
+
+    def decorate(handler: Handler) -> Endpoint:
+        async def endpoint(req: func.HttpRequest, context: func.Context) -> func.HttpResponse:
+            trace_id = _trace_id(req, context)
+            started = time.monotonic()
+            with audit.decision(route=handler.__name__, trace_id=trace_id) as noted:
+                response, error = await _answer(handler, req, methods)
+                noted["ms"] = round((time.monotonic() - started) * 1000)
+            if error is not None:
+                response = _problem(error, trace_id)
+                _record_error(error, noted)
+            elif event is not None and req.method != "OPTIONS":
+                audit.record(event, noted)
+            assert response is not None  # noqa: S101 - either an answer or an error
+            return response
+
+        # Without `__wrapped__`: the worker would take the handler's signature for the endpoint's.
+        functools.update_wrapper(endpoint, handler, assigned=("__name__", "__doc__"))
+        del endpoint.__dict__["__wrapped__"]
+        return endpoint
+
+    return decorate
+
+
+async def _answer(
+    handler: Handler, req: func.HttpRequest, methods: tuple[str, ...]
+) -> tuple[func.HttpResponse | None, BrokerError | None]:
+    try:
+        if req.method == "OPTIONS":  # The host answers the preflights of allowed origins itself.
+            return _response(HTTPStatus.NO_CONTENT, headers={"Allow": ", ".join(methods)}), None
+        _check(req, methods)
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            return await handler(req), None
+    except BrokerError as error:
+        return None, error
+    except TimeoutError:
+        return None, UpstreamTimeoutError("the request as a whole took too long")
+    except Exception as exc:
+        logger.exception("unforeseen_error")
+        return None, InternalError(type(exc).__name__)
+
+
+def _check(req: func.HttpRequest, methods: tuple[str, ...]) -> None:
+    if req.method not in methods:
+        raise MethodNotAllowedError("not a method of this route", allowed=methods)
+    if len(req.get_body()) > MAX_BODY_BYTES:
+        raise PayloadTooLargeError("a body over the limit")
+
+
+def _problem(error: BrokerError, trace_id: str) -> func.HttpResponse:
+    headers = {}
+    if error.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+        parameters = {"realm": REALM, **error.challenge()}
+        headers["WWW-Authenticate"] = "Bearer " + ", ".join(
+            f'{name}="{value}"' for name, value in parameters.items()
+        )
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(min(60, max(1, math.ceil(error.retry_after))))
+    if isinstance(error, MethodNotAllowedError):
+        headers["Allow"] = ", ".join(error.allowed)
+    problem = {
+        "type": "about:blank",  # RFC 9457: the title is then the status' own.
+        "title": error.status.phrase,
+        "status": error.status.value,
+        "detail": error.description,
+        "instance": uuid.UUID(trace_id).urn,
+        "code": error.code,
+        "traceId": trace_id,
+    }
+    return _response(error.status, json.dumps(problem), "application/problem+json", headers)
+
+
+def _response(
+    status: HTTPStatus,
+    body: str = "",
+    media_type: str = "application/json",
+    headers: Mapping[str, str] | None = None,
+) -> func.HttpResponse:
+    return func.HttpResponse(
+        body, status_code=status.value, mimetype=media_type, headers={**ALWAYS, **(headers or {})}
+    )
+
+
+def _record_error(error: BrokerError, noted: dict[str, audit.Field]) -> None:
+    ours = error.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    audit.record(
+        "request_failed" if ours else "request_refused",
+        {"status": error.status.value, "code": error.code, "reason": str(error), **noted},
+        level=logging.ERROR if ours else logging.WARNING,
+    )
+
+
+def _trace_id(req: func.HttpRequest, context: func.Context) -> str:
+    """Return the trace id that the host logs, the caller's, or a new one (W3C Trace Context)."""
+    for traceparent in (context.trace_context.trace_parent, req.headers.get("traceparent")):
+        match = _TRACEPARENT.fullmatch(traceparent or "")
+        if match:
+            return match[1]
+    return secrets.token_hex(16)

@@ -1,0 +1,320 @@
+"""Identity mappings in Table Storage: which ACS identity belongs to which person.
+
+A row goes from `creating` to `active` to `deleting`; every change is conditional on what was read,
+and carries a new nonce in `attempt`, so that a writer who loses an answer can tell from the row
+whether the change was its own. A second table, the ledger of orphans, names ACS identities that no
+row points to and that still have to be deleted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from email.utils import parsedate_to_datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from azure.core import MatchConditions
+from azure.core.exceptions import (
+    ResourceExistsError,
+    ResourceModifiedError,
+    ResourceNotFoundError,
+)
+from azure.data.tables import TableErrorCode, UpdateMode
+
+from shared.entra import Person
+from shared.errors import StorageUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from datetime import datetime
+
+    from azure.core.pipeline import PipelineResponse
+    from azure.data.tables import TableEntity
+    from azure.data.tables.aio import TableClient
+
+SCHEMA = 1
+LEASE = timedelta(seconds=20)  # For creating or deleting one identity; a few calls of 4 s at most.
+ATTEMPT_SECONDS = 1.5
+READ_ATTEMPTS, WRITE_ATTEMPTS = 3, 2
+BACKOFF_SECONDS = 0.1
+PAGE_SIZE = 1000
+PAGE_SECONDS = 30
+# None: there was no answer, or not a whole one.
+RETRIED_STATUSES = frozenset({None, 408, 429, 500, 502, 503, 504})
+# Only these mean that the entity is not there; TableNotFound has the same status and class.
+ABSENT = frozenset({TableErrorCode.RESOURCE_NOT_FOUND, TableErrorCode.ENTITY_NOT_FOUND})
+LEDGER_PARTITION = "orphan"
+
+Result = TypeVar("Result")
+
+
+class State(StrEnum):
+    """What a row says about its identity."""
+
+    CREATING = "creating"
+    ACTIVE = "active"
+    DELETING = "deleting"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdentityMapping:
+    """One person's row."""
+
+    person: Person
+    state: State
+    created_on: datetime
+    last_used_on: datetime
+    acs_id: str = ""  # Empty while creating, and never afterwards.
+    lease_until: datetime | None = None  # Until when somebody is at work on it.
+    revoked_before: datetime | None = None  # Entra tokens from before are refused.
+    generation: int = 1
+    attempt: str = ""
+    etag: str = ""
+
+
+class _AbsentError(Exception):
+    """The entity is not there."""
+
+
+class _ChangedError(Exception):
+    """Another writer was first, or our own first attempt whose answer was lost."""
+
+
+class IdentityMappings:
+    """The table of mappings and the ledger of orphans.
+
+    Every method raises StorageUnavailableError where Table Storage fails or refuses us. "Not
+    there" is never concluded from a failure.
+    """
+
+    def __init__(self, *, mappings: TableClient, orphans: TableClient) -> None:
+        self._mappings = mappings
+        self._orphans = orphans
+
+    async def read(self, person: Person) -> IdentityMapping | None:
+        """Return a person's mapping, None if there is none."""
+        try:
+            entity = await _attempt(
+                lambda: self._mappings.get_entity(partition_key(person), person.object_id),
+                READ_ATTEMPTS,
+            )
+        except _AbsentError:
+            return None
+        return mapping_from_entity(entity)
+
+    async def insert(self, mapping: IdentityMapping) -> IdentityMapping | None:
+        """Add a mapping where the person has none; None if somebody else was first."""
+        return await self._write(mapping, self._mappings.create_entity)
+
+    async def change(self, mapping: IdentityMapping, **changes: Any) -> IdentityMapping | None:  # noqa: ANN401 - fields of IdentityMapping
+        """Change a mapping that nobody changed since it was read; None if somebody did."""
+
+        def update(entity: dict[str, Any]) -> Awaitable[Mapping[str, Any]]:
+            return self._mappings.update_entity(
+                entity,
+                mode=UpdateMode.REPLACE,
+                etag=mapping.etag,
+                match_condition=MatchConditions.IfNotModified,
+            )
+
+        return await self._write(replace(mapping, **changes), update)
+
+    async def remove(self, mapping: IdentityMapping) -> None:
+        """Remove a mapping, unless somebody changed it since it was read."""
+        try:
+            await _attempt(
+                lambda: self._mappings.delete_entity(
+                    partition_key(mapping.person),
+                    mapping.person.object_id,
+                    etag=mapping.etag,
+                    match_condition=MatchConditions.IfNotModified,
+                ),
+                WRITE_ATTEMPTS,
+            )
+        except (_ChangedError, _AbsentError):
+            return
+
+    async def count(self, *, idle_before: datetime) -> tuple[int, int]:
+        """Return how many rows there are, and how many of them are active but idle."""
+        total = idle = 0
+        async for entities in self._pages("", select=["state", "lastUsedOn"]):
+            total += len(entities)
+            idle += sum(
+                entity.get("state") == State.ACTIVE and entity["lastUsedOn"] < idle_before
+                for entity in entities
+            )
+        return total, idle
+
+    async def idle(self, *, idle_before: datetime) -> AsyncIterator[IdentityMapping]:
+        """Yield the active mappings that nobody used since a date."""
+        condition = "state eq @state and lastUsedOn lt @date"
+        parameters = {"state": State.ACTIVE.value, "date": idle_before}
+        async for entities in self._pages(condition, parameters=parameters):
+            for entity in entities:
+                yield mapping_from_entity(entity)
+
+    async def interrupted(self, *, lease_before: datetime) -> AsyncIterator[IdentityMapping]:
+        """Yield the mappings whose creation or deletion has not moved on since a date."""
+        condition = "state ne @state and leaseUntil lt @date"
+        parameters = {"state": State.ACTIVE.value, "date": lease_before}
+        async for entities in self._pages(condition, parameters=parameters):
+            for entity in entities:
+                yield mapping_from_entity(entity)
+
+    async def add_orphan(self, acs_id: str, *, reason: str, now: datetime) -> None:
+        """Enter an ACS identity that must be deleted into the ledger."""
+        entity: dict[str, Any] = {
+            "PartitionKey": LEDGER_PARTITION,
+            "RowKey": acs_id,
+            "reason": reason,
+            "createdOn": now,
+        }
+        await _attempt(lambda: self._orphans.upsert_entity(entity), WRITE_ATTEMPTS)
+
+    async def remove_orphan(self, acs_id: str) -> None:
+        """Strike an ACS identity that has been deleted off the ledger."""
+        await _attempt(
+            lambda: self._orphans.delete_entity(LEDGER_PARTITION, acs_id), WRITE_ATTEMPTS
+        )
+
+    async def orphans(self) -> AsyncIterator[str]:
+        """Yield the ids of the ACS identities in the ledger."""
+        async for entities in _pages_of(self._orphans, "", select=["RowKey"]):
+            for entity in entities:
+                yield entity["RowKey"]
+
+    async def server_time(self) -> datetime:
+        """Return Table Storage's clock, from an answer of the table of mappings."""
+        dates: list[str] = []
+
+        def keep_date(response: PipelineResponse[Any, Any]) -> None:
+            dates.append(response.http_response.headers["Date"])
+
+        with suppress(_AbsentError):
+            await _attempt(
+                lambda: self._mappings.get_entity("clock", "clock", raw_response_hook=keep_date),
+                READ_ATTEMPTS,
+            )
+        return parsedate_to_datetime(dates[-1])
+
+    def _pages(self, condition: str, **options: Any) -> AsyncIterator[list[TableEntity]]:  # noqa: ANN401 - the SDK's
+        return _pages_of(self._mappings, condition, **options)
+
+    async def _write(
+        self,
+        mapping: IdentityMapping,
+        write: Callable[[dict[str, Any]], Awaitable[Mapping[str, Any]]],
+    ) -> IdentityMapping | None:
+        mine = replace(mapping, attempt=secrets.token_hex(8))
+        try:
+            written = await _attempt(lambda: write(entity_from_mapping(mine)), WRITE_ATTEMPTS)
+        except (_ChangedError, _AbsentError, StorageUnavailableError) as exc:
+            # The row knows better than the answer, which may be to our own second attempt.
+            found = await self.read(mine.person)
+            if found is not None and found.attempt == mine.attempt:
+                return found
+            if isinstance(exc, StorageUnavailableError):
+                raise
+            return None
+        return replace(mine, etag=str(written["etag"]))
+
+
+def partition_key(person: Person) -> str:
+    """Return the partition of a person: one tenant is spread over 256."""
+    return f"{person.tenant_id}_{person.object_id[:2]}"
+
+
+def entity_from_mapping(mapping: IdentityMapping) -> dict[str, Any]:
+    """Return the row of a mapping."""
+    return {
+        "PartitionKey": partition_key(mapping.person),
+        "RowKey": mapping.person.object_id,
+        "state": mapping.state.value,
+        "acsId": mapping.acs_id or None,
+        "generation": mapping.generation,
+        "attempt": mapping.attempt,
+        "leaseUntil": mapping.lease_until,
+        "createdOn": mapping.created_on,
+        "lastUsedOn": mapping.last_used_on,
+        "revokedBefore": mapping.revoked_before,
+        "schema": SCHEMA,
+    }
+
+
+def mapping_from_entity(entity: TableEntity) -> IdentityMapping:
+    """Return the mapping in a row.
+
+    Raises:
+        StorageUnavailableError: it is none that this version can read, such as one that a newer
+            version wrote. It must not be overwritten.
+    """
+    try:
+        if entity["schema"] != SCHEMA:
+            raise StorageUnavailableError("a row of another schema version")
+        return IdentityMapping(
+            person=Person(entity["PartitionKey"].partition("_")[0], entity["RowKey"]),
+            state=State(entity["state"]),
+            acs_id=entity["acsId"] if entity["state"] == State.ACTIVE else entity.get("acsId", ""),
+            generation=entity["generation"],
+            attempt=entity["attempt"],
+            lease_until=entity.get("leaseUntil"),
+            created_on=entity["createdOn"],
+            last_used_on=entity["lastUsedOn"],
+            revoked_before=entity.get("revokedBefore"),
+            etag=entity.metadata["etag"] or "",
+        )
+    except (KeyError, ValueError, AttributeError) as exc:
+        raise StorageUnavailableError("a row that cannot be read") from exc
+
+
+async def _pages_of(
+    table: TableClient,
+    condition: str,
+    **options: Any,  # noqa: ANN401 - the SDK's
+) -> AsyncIterator[list[TableEntity]]:
+    # Azure may send an empty page before the last one; the iterator follows its continuation.
+    pages = table.query_entities(condition, results_per_page=PAGE_SIZE, **options).by_page()
+
+    async def next_page() -> list[TableEntity]:
+        return [entity async for entity in await anext(pages)]
+
+    while True:
+        try:
+            yield await _attempt(next_page, 1, seconds=PAGE_SECONDS)
+        except StopAsyncIteration:
+            return
+
+
+async def _attempt(
+    call: Callable[[], Awaitable[Result]], attempts: int, *, seconds: float = ATTEMPT_SECONDS
+) -> Result:
+    """Return what a call to Table Storage returns; try again what may pass.
+
+    The SDK is told not to: it would sleep for as long as Retry-After says, without jitter.
+    """
+    for attempt in range(attempts):
+        try:
+            async with asyncio.timeout(seconds):
+                return await call()
+        except StopAsyncIteration:
+            raise
+        except (ResourceExistsError, ResourceModifiedError) as exc:
+            raise _ChangedError from exc
+        except Exception as exc:
+            if isinstance(exc, ResourceNotFoundError) and _code(exc) in ABSENT:
+                raise _AbsentError from exc
+            status = getattr(exc, "status_code", None)
+            if attempt + 1 == attempts or status not in RETRIED_STATUSES:
+                raise StorageUnavailableError(f"{type(exc).__name__} {_code(exc)}") from exc
+        await asyncio.sleep(random.uniform(0, BACKOFF_SECONDS * 2**attempt))  # noqa: S311 - jitter
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _code(exc: Exception) -> str | None:
+    """Return the table service's error code; create_entity leaves the attribute out."""
+    return getattr(exc, "error_code", None)

@@ -1,0 +1,31 @@
+"""Share one piece of work among those who ask for it at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Hashable
+
+Result = TypeVar("Result")
+
+
+class SingleFlight(Generic[Result]):
+    """Runs the work of a key once at a time; who stops waiting does not stop it for the others."""
+
+    def __init__(self) -> None:
+        self._running: dict[Hashable, asyncio.Task[Result]] = {}
+
+    async def run(self, key: Hashable, work: Callable[[], Coroutine[None, None, Result]]) -> Result:
+        """Return what the work for this key returns or raises, begun by whoever came first."""
+        task = self._running.get(key)
+        if task is None:
+            task = self._running[key] = asyncio.create_task(work())
+            task.add_done_callback(lambda done: self._forget(key, done))
+        return await asyncio.shield(task)
+
+    def _forget(self, key: Hashable, done: asyncio.Task[Result]) -> None:
+        del self._running[key]
+        if not done.cancelled():
+            done.exception()  # Seen, even where nobody waits any more.

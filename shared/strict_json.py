@@ -1,0 +1,78 @@
+"""Read JSON that comes from strangers: one meaning or none.
+
+`json.loads` alone takes the last of two equal names, NaN, UTF-16 and a byte order mark, and fails
+in its own ways on deep nesting. RFC 8259, and RFC 8725 section 3.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, NoReturn
+
+MAX_DEPTH = 32
+
+
+def loads_object(raw: bytes) -> dict[str, Any]:
+    """Return the one JSON object that the bytes hold, from the first to the last of them.
+
+    Raises:
+        ValueError: they hold anything else, a name twice, a number that is not finite, a NUL or
+            half a surrogate pair in a string, or nest more than 32 levels deep. The message never
+            quotes them.
+    """
+    if not (raw.startswith(b"{") and raw.endswith(b"}")):
+        raise ValueError("not one JSON object")
+    try:
+        value = json.loads(
+            raw.decode("utf-8"),
+            object_pairs_hook=_no_name_twice,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+        )
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    except ValueError as exc:
+        raise ValueError(f"not strict JSON: {type(exc).__name__}") from None
+    _check(value, MAX_DEPTH)
+    return value  # type: ignore[no-any-return]  # it begins with a brace, so it is an object
+
+
+def _no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a name twice")
+    return members
+
+
+def _refuse_constant(_name: str) -> NoReturn:
+    raise ValueError("NaN or Infinity")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError("a number too large")
+    return number
+
+
+def _check(value: Any, depth: int) -> None:  # noqa: ANN401 - any JSON value
+    if isinstance(value, str):
+        if "\0" in value or not value.isascii():
+            _check_characters(value)
+        return
+    if not isinstance(value, dict | list):
+        return
+    if depth == 0:
+        raise ValueError("nested too deep")
+    if isinstance(value, dict):
+        for name in value:
+            _check(name, depth)
+        value = value.values()
+    for item in value:
+        _check(item, depth - 1)
+
+
+def _check_characters(text: str) -> None:
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("a character that no text has")

@@ -1,0 +1,748 @@
+"""Entra access tokens: what is refused, and what must pass however odd it looks."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import warnings
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from local.directory import BROKER, CONTOSO, EXPENSES_API, FABRIKAM, GRAPH, WEB_APP
+from local.entra_tokens import base64url
+from shared.entra import (
+    CONSUMERS,
+    MAX_TOKEN_CHARACTERS,
+    AccessTokenValidator,
+    VerifiedClaims,
+    caller_from_claims,
+)
+from shared.errors import (
+    BrokerError,
+    ClientNotAllowedError,
+    InsufficientScopeError,
+    InvalidTokenError,
+    TenantNotAllowedError,
+)
+from shared.signing_keys import SigningKey, signing_keys_from
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from local.entra_tokens import TokenIssuer
+    from shared.entra import (
+        Caller,
+    )
+    from shared.settings import EntraSettings
+
+OTHER_TENANT = "11111111-2222-4333-8444-555555555555"
+
+
+class PublishedKeys:
+    """The keys that an issuer publishes, and which of them were asked for."""
+
+    def __init__(self, issuer: TokenIssuer) -> None:
+        self._issuer = issuer
+        self.asked: list[str] = []
+
+    async def get(self, key_id: str) -> SigningKey:
+        """Return a key as the key store does."""
+        self.asked.append(key_id)
+        keys = signing_keys_from(
+            self._issuer.key_set(None), cloud="microsoftonline.com", default_issuer=None
+        )
+        try:
+            return keys[key_id]
+        except KeyError:
+            raise InvalidTokenError("unknown") from None
+
+
+@pytest.fixture
+def keys(issuer: TokenIssuer) -> PublishedKeys:
+    return PublishedKeys(issuer)
+
+
+@pytest.fixture
+def validator(keys: PublishedKeys, entra_settings: EntraSettings) -> AccessTokenValidator:
+    return AccessTokenValidator(settings=entra_settings, keys=keys)
+
+
+def epoch() -> int:
+    return int(datetime.now(UTC).timestamp())
+
+
+async def validate(validator: AccessTokenValidator, token: str) -> Caller:
+    return await validator.validate(token, now=datetime.now(UTC))
+
+
+async def test_returns_the_caller(
+    validator: AccessTokenValidator, issue_access_token: Callable[..., str]
+) -> None:
+    """Tenant, object id and client app come from `tid`, `oid` and `azp`."""
+    caller = await validate(validator, issue_access_token())
+
+    assert (CONTOSO.tenant_id, "7d2f6b1e-43c9-4a80-b5d7-0e91f2a6c834") == caller.person
+    assert WEB_APP.client_id == caller.client_id
+
+
+class TestPasses:
+    """What Entra really issues."""
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            pytest.param({}, id="as issued"),
+            pytest.param(
+                {"xms_new": {"a": [1, 2.5, {"b": None}]}, "empty": []}, id="new claims"
+            ),
+            pytest.param({"many": [[] for _ in range(70)]}, id="70 flat arrays"),
+            pytest.param(
+                {"extn.Dept": "a", "extn.dept": "b", "EmployeeId": 1, "employeeid": 2},
+                id="harmless claims in two spellings",
+            ),
+            pytest.param({"name": "Zoë 漢字 😀", "given_name": "A/B"}, id="any script"),
+            pytest.param(
+                {"roles": ["Reader"], "wids": ["b79fbf4d"], "idtyp": "user", "amr": ["pwd", "mfa"],
+                 "acrs": ["c1"], "auth_time": 1, "ipaddr": "192.0.2.1", "login_hint": "O.x"},
+                id="roles and the like beside scp",
+            ),
+            pytest.param({"scp": "access_as_user User.Read"}, id="our scope first"),
+            pytest.param({"scp": "openid access_as_user User.Read"}, id="in the middle"),
+            pytest.param({"scp": "openid access_as_user"}, id="last"),
+            pytest.param({"acct": 1, "idp": "https://sts.windows.net/x/"}, id="guest"),
+            pytest.param(
+                {"_claim_names": {"groups": "src1"},
+                 "_claim_sources": {"src1": {"endpoint": "https://evil.example"}}},
+                id="group overage",
+            ),
+            pytest.param({"groups": [f"CONTOSO\\{n:060}" for n in range(200)]}, id="200 groups"),
+            pytest.param({"tid": FABRIKAM.tenant_id}, id="the other tenant"),
+        ],
+    )  # fmt: skip
+    async def test_odd_claims(
+        self, validator: AccessTokenValidator, issuer: TokenIssuer, changes: dict[str, Any]
+    ) -> None:
+        """Claims that do not decide may be anything."""
+        user = "fadi@fabrikam.example" if "tid" in changes else "ada@contoso.example"
+
+        assert await validate(validator, issuer.issue_access_token(user, claims=changes))
+
+    @pytest.mark.parametrize(
+        ("issued", "not_before", "expires"),
+        [
+            pytest.param(0, 0, 86_400, id="24 hours"),
+            pytest.param(0, 0, 28 * 3600, id="28 hours"),
+            pytest.param(0, 0, 600, id="10 minutes"),
+            pytest.param(20, 20, 3600, id="issuer 20 s ahead"),
+            pytest.param(-3600, -3600, -50, id="expired within the skew"),
+        ],
+    )
+    async def test_odd_dates(
+        self,
+        validator: AccessTokenValidator,
+        issue_access_token: Callable[..., str],
+        issued: int,
+        not_before: int,
+        expires: int,
+    ) -> None:
+        """Lifetimes from minutes to 28 hours, by a clock a little off."""
+        now = epoch()
+        token = issue_access_token(iat=now + issued, nbf=now + not_before, exp=now + expires)
+
+        assert await validate(validator, token)
+
+    @pytest.mark.parametrize("audience", [None, BROKER.client_id], ids=["app id URI", "client id"])
+    async def test_version_1(
+        self, validator: AccessTokenValidator, issuer: TokenIssuer, audience: str | None
+    ) -> None:
+        """v1 tokens have their own issuer and `appid`, and the audience in either form."""
+        token = issuer.issue_access_token(version=1, audience=audience)
+
+        assert WEB_APP.client_id == (await validate(validator, token)).client_id
+
+    @pytest.mark.parametrize(
+        "header",
+        [
+            pytest.param({"typ": "at+jwt"}, id="at+jwt, RFC 9068"),
+            pytest.param({"x5t": None}, id="no x5t"),
+            pytest.param({"x5t": "another"}, id="x5t of nothing"),
+            pytest.param({"new": "member"}, id="unknown harmless member"),
+        ],
+    )
+    async def test_odd_headers(
+        self, validator: AccessTokenValidator, issuer: TokenIssuer, header: dict[str, Any]
+    ) -> None:
+        """Members that change nothing are ignored."""
+        assert await validate(validator, issuer.issue_access_token(header=header))
+
+    async def test_second_key_of_4096_bits(
+        self, validator: AccessTokenValidator, issuer: TokenIssuer
+    ) -> None:
+        """Entra signs with any key of its set."""
+        key = rsa.generate_private_key(public_exponent=65537, key_size=4096)
+        issuer.publish_key(key, kid="large", issuer=issuer.issuer("{tenantid}"))
+
+        assert await validate(validator, issuer.issue_access_token(key=key))
+
+    async def test_spaced_json_in_any_order(
+        self, validator: AccessTokenValidator, issuer: TokenIssuer
+    ) -> None:
+        """Compact or spaced, escaped or raw, forwards or backwards."""
+        token = issuer.issue_access_token(claims={"name": "Zoë 😀"})
+        claims = jwt.decode(token, options={"verify_signature": False})
+        spaced = json.dumps(dict(reversed(claims.items())), indent=2, ensure_ascii=False)
+
+        assert await validate(
+            validator, issuer.sign({}, spaced.replace("https://", r"https:\/\/").encode())
+        )
+
+    async def test_names_do_not_matter(
+        self, validator: AccessTokenValidator, issue_access_token: Callable[..., str]
+    ) -> None:
+        """Mail addresses and names change hands; the person stays who they are."""
+        renamed = issue_access_token(
+            preferred_username="eve@contoso.example", email="x@y", upn="x", name="Eve"
+        )
+
+        before = await validate(validator, issue_access_token())
+        assert before.person == (await validate(validator, renamed)).person
+
+
+class TestRefusesHeaders:
+    """The JOSE header, before any key is looked up."""
+
+    @pytest.mark.parametrize(
+        "header",
+        [
+            *({"alg": alg} for alg in ["none", "None", "NONE", "nOnE", " none", "", None]),
+            *({"alg": alg} for alg in [["RS256"], {}, 0, True, "rs256", "RS256 "]),
+            *({"alg": alg} for alg in "HS256 RS384 RS512 PS256 PS512 ES256 ES256K EdDSA".split()),
+            *({"typ": typ} for typ in ["JOSE", "logout+jwt", "dpop+jwt", "jwt", 1, None, ["JWT"]]),
+            *({"kid": kid} for kid in ["../../../../dev/null", "https://evil/keys", "", None, 1]),
+            *({"kid": kid} for kid in ["k" * 10_000, "a\r\nb", "kïd", ["kid"]]),
+            *({name: "x"} for name in "jku jwk x5u x5c b64 zip cty enc epk nonce JKU".split()),
+            *({"crit": crit} for crit in [["exp"], [], "b64", None, ["crit"]] if crit is not None),
+            {"jwk": {"kty": "RSA", "n": "x", "e": "AQAB"}},
+            {"zip": "DEF"},
+        ],
+        ids=str,
+    )
+    async def test_member(
+        self,
+        validator: AccessTokenValidator,
+        keys: PublishedKeys,
+        issuer: TokenIssuer,
+        header: dict[str, Any],
+    ) -> None:
+        """One member out of order is enough, and no key is asked for."""
+        with pytest.raises(InvalidTokenError):
+            await validate(validator, issuer.issue_access_token(header=header))
+
+        assert [] == keys.asked
+
+    @pytest.mark.parametrize(
+        "raw",
+        [
+            pytest.param(b'{"alg":"none","alg":"RS256","typ":"JWT","kid":"%s"}', id="alg twice"),
+            pytest.param(b'{"alg":"RS256","ALG":"none","typ":"JWT","kid":5}', id="ALG"),
+            pytest.param(b'["RS256"]', id="array"),
+            pytest.param(b'\xef\xbb\xbf{"alg":"RS256","typ":"JWT","kid":"%s"}', id="BOM"),
+            pytest.param('{"alg":"RS256"}'.encode("utf-16"), id="UTF-16"),
+            pytest.param(b'{"alg":"RS256","typ":"JWT","kid":"%s"} ', id="trailing space"),
+        ],
+    )
+    async def test_not_one_object(
+        self, validator: AccessTokenValidator, issuer: TokenIssuer, raw: bytes
+    ) -> None:
+        """A header that two readers could read in two ways."""
+        kid = issuer.keys[0].kid.encode()
+        _, payload, _ = issuer.issue_access_token().split(".")
+        signed = f"{base64url(raw.replace(b'%s', kid))}.{payload}"
+        signature = issuer.keys[0].private_key.sign(signed.encode(), padding.PKCS1v15(), SHA256())
+
+        with pytest.raises(InvalidTokenError):
+            await validate(validator, f"{signed}.{base64url(signature)}")
+
+
+class TestRefusesShapes:
+    """Anything but three canonical base64url segments."""
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            pytest.param(lambda t: "", id="empty"),
+            pytest.param(lambda t: t.rsplit(".", 1)[0], id="two segments"),
+            pytest.param(lambda t: t.rsplit(".", 1)[0] + ".", id="no signature"),
+            pytest.param(lambda t: t + ".", id="trailing dot"),
+            pytest.param(lambda t: "." + t, id="leading dot"),
+            pytest.param(lambda t: t + ".x", id="four segments"),
+            pytest.param(lambda t: t + ".x.y", id="five segments, JWE"),
+            pytest.param(lambda t: "..", id="dots"),
+            pytest.param(lambda t: "garbage", id="garbage"),
+            pytest.param(lambda t: t + "=", id="padded signature"),
+            pytest.param(lambda t: t.replace(".", "=.", 1), id="padded header"),
+            pytest.param(lambda t: "\n" + t, id="newline before"),
+            pytest.param(lambda t: t + "\n", id="newline after"),
+            pytest.param(lambda t: t[:50] + "\n" + t[50:], id="newline inside"),
+            pytest.param(lambda t: t[:50] + "\0" + t[51:], id="NUL inside"),
+            pytest.param(lambda t: t[:50] + "\xa0" + t[51:], id="NBSP inside"),
+            pytest.param(lambda t: t + "\u200b", id="zero-width space"),
+            pytest.param(lambda t: t[:50] + " " + t[50:], id="space inside"),
+            pytest.param(lambda t: t[:50] + "+" + t[51:], id="plus, base64"),
+            pytest.param(lambda t: t[:50] + "/" + t[51:], id="slash, base64"),
+            pytest.param(lambda t: t + "~disclosure~", id="SD-JWT"),
+            pytest.param(lambda t: '{"payload":"x","signatures":[]}', id="JSON serialisation"),
+            pytest.param(lambda t: t + "A" * MAX_TOKEN_CHARACTERS, id="over 24 KiB"),
+            pytest.param(lambda t: t + "A" * 10 * 1024 * 1024, id="10 MiB"),
+        ],
+    )
+    async def test_shape(
+        self,
+        validator: AccessTokenValidator,
+        keys: PublishedKeys,
+        issue_access_token: Callable[..., str],
+        change: Callable[[str], str],
+    ) -> None:
+        """No key is asked for a token that is not one."""
+        with pytest.raises(InvalidTokenError):
+            await validate(validator, change(issue_access_token()))
+
+        assert [] == keys.asked
+
+    async def test_trailing_bits(
+        self, validator: AccessTokenValidator, issue_access_token: Callable[..., str]
+    ) -> None:
+        """The same bytes in another spelling are another token."""
+        token = issue_access_token()
+        alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+        # 256 bytes of signature end in a character with four bits that must be zero.
+        respelt = token[:-1] + alphabet[alphabet.index(token[-1]) + 1]
+
+        with pytest.raises(InvalidTokenError, match="canonical"):
+            await validate(validator, respelt)
+
+
+class TestRefusesSignatures:
+    """Anything that the key did not sign."""
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            pytest.param(lambda s: bytes([s[0] ^ 1]) + s[1:], id="one bit"),
+            pytest.param(lambda s: s[:-1], id="truncated"),
+            pytest.param(lambda s: b"\0" + s, id="zero before"),
+            pytest.param(lambda s: s + b"\0", id="zero after"),
+            pytest.param(lambda s: bytes(len(s)), id="all zero"),
+            pytest.param(lambda s: b"\x01", id="one byte"),
+        ],
+    )
+    async def test_signature(
+        self,
+        validator: AccessTokenValidator,
+        issue_access_token: Callable[..., str],
+        change: Callable[[bytes], bytes],
+    ) -> None:
+        """Altered signatures."""
+        signed, signature = issue_access_token().rsplit(".", 1)
+        altered = change(base64.urlsafe_b64decode(signature + "=="))
+
+        with pytest.raises(InvalidTokenError):
+            await validate(validator, f"{signed}.{base64url(altered)}")
+
+    @pytest.mark.parametrize("claim", ["oid", "tid", "scp"])
+    async def test_payload_altered(
+        self,
+        validator: AccessTokenValidator,
+        issue_access_token: Callable[..., str],
+        claim: str,
+    ) -> None:
+        """Claims changed after signing."""
+        header, payload, signature = issue_access_token().split(".")
+        claims = json.loads(base64.urlsafe_b64decode(payload + "=="))
+        claims[claim] = OTHER_TENANT
+        altered = base64url(json.dumps(claims).encode())
+
+        with pytest.raises(InvalidTokenError):
+            await validate(validator, f"{header}.{altered}.{signature}")
+
+    async def test_another_key_of_the_set(
+        self, validator: AccessTokenValidator, issuer: TokenIssuer
+    ) -> None:
+        """The key id names the key; others are not tried."""
+        token = issuer.issue_access_token(
+            key=issuer.keys[1].private_key, header={"kid": issuer.keys[0].kid}
+        )
+
+        with pytest.raises(InvalidTokenError):
+            await validate(validator, token)
+
+    @pytest.mark.parametrize("form", ["PEM", "DER", "n"])
+    async def test_key_confusion(
+        self, validator: AccessTokenValidator, issuer: TokenIssuer, form: str
+    ) -> None:
+        """HS256 with the public key as the secret."""
+        public = issuer.keys[0].private_key.public_key()
+        secret = {
+            "PEM": public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
+            "DER": public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
+            "n": json.dumps(issuer.key_set(None)).encode(),
+        }[form]
+        _, payload, _ = issuer.issue_access_token().split(".")
+        header = base64url(
+            json.dumps({"alg": "HS256", "typ": "JWT", "kid": issuer.keys[0].kid}).encode()
+        )
+        signature = hmac.digest(secret, f"{header}.{payload}".encode(), hashlib.sha256)
+
+        with pytest.raises(InvalidTokenError):
+            await validate(validator, f"{header}.{payload}.{base64url(signature)}")
+
+    async def test_whatever_a_key_makes_pyjwt_raise(
+        self, issuer: TokenIssuer, entra_settings: EntraSettings
+    ) -> None:
+        """Even a key that PyJWT chokes on makes the token bad, not the service."""
+
+        class BrokenKeys:
+            async def get(self, _key_id: str) -> SigningKey:
+                return SigningKey(public_key=None, issuer="x")  # type: ignore[arg-type]  # broken
+
+        validator = AccessTokenValidator(settings=entra_settings, keys=BrokenKeys())
+
+        with pytest.raises(InvalidTokenError):
+            await validate(validator, issuer.issue_access_token())
+
+
+class TestRefusesPayloads:
+    """Signed bytes that are not one strict JSON object."""
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            pytest.param(lambda p: b"", id="empty"),
+            pytest.param(lambda p: b"[" + p + b"]", id="array"),
+            pytest.param(lambda p: b" " + p, id="leading space"),
+            pytest.param(lambda p: p + b"\n", id="trailing newline"),
+            pytest.param(lambda p: b"\xef\xbb\xbf" + p, id="BOM"),
+            pytest.param(lambda p: p.decode().encode("utf-16"), id="UTF-16"),
+            pytest.param(lambda p: p.decode().encode("utf-32"), id="UTF-32"),
+            pytest.param(lambda p: b'{"exp":1,' + p[1:], id="exp twice"),
+            pytest.param(lambda p: b'{"oid":"x",' + p[1:], id="oid twice"),
+            pytest.param(lambda p: b'{"x":NaN,' + p[1:], id="NaN"),
+            pytest.param(lambda p: b'{"x":1e999,' + p[1:], id="1e999"),
+            pytest.param(lambda p: b'{"x":' + b"9" * 4301 + b"," + p[1:], id="4301 digits"),
+            pytest.param(lambda p: rb'{"x":"\u0000",' + p[1:], id="NUL"),
+            pytest.param(lambda p: rb'{"x":"\ud800",' + p[1:], id="half a surrogate pair"),
+            pytest.param(lambda p: b'{"x":"\xff",' + p[1:], id="not UTF-8"),
+            pytest.param(lambda p: b'{"x":' + b"[" * 5000 + b"]" * 5000 + b"," + p[1:], id="deep"),
+        ],
+    )
+    async def test_payload(
+        self,
+        validator: AccessTokenValidator,
+        issuer: TokenIssuer,
+        change: Callable[[bytes], bytes],
+    ) -> None:
+        """The signature is good; what it covers is not."""
+        payload = issuer.issue_access_token().split(".")[1]
+        raw = base64.urlsafe_b64decode(payload + "==")
+
+        with pytest.raises(InvalidTokenError):
+            await validate(validator, issuer.sign({}, change(raw)))
+
+
+class TestRefusesClaims:
+    """One claim out of order is enough."""
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            *({"exp": exp} for exp in [None, "999", " 999 ", "9_999", "١٢٣", 1e10, True, [1], -1]),
+            *({"exp": exp} for exp in [0, 1, 10**300]),
+            *({"iat": iat} for iat in [None, "1", 1.5, True, 0]),
+            *({"nbf": nbf} for nbf in [None, "1", [1], False]),
+            *({"ver": ver} for ver in [None, "2", 2.0, 2, "3.0", "1.0", ["2.0"]]),
+            *(
+                {"aud": aud}
+                for aud in [
+                    GRAPH.client_id,
+                    "https://graph.microsoft.com",
+                    EXPENSES_API.client_id,
+                    BROKER.client_id.upper(),
+                    f"api://{BROKER.client_id}",
+                    f"{BROKER.client_id}/",
+                    f"{BROKER.client_id}.evil",
+                    [BROKER.client_id],
+                    [BROKER.client_id, "other"],
+                    "",
+                    None,
+                    {"a": "b"},
+                ]
+            ),
+            *(
+                {"iss": f"https://{end}"}
+                for end in [
+                    f"login.microsoftonline.com.evil/{CONTOSO.tenant_id}/v2.0",
+                    f"login.microsoftonline.com/{CONTOSO.tenant_id}/v2.0/",
+                    f"login.microsoftonline.com/{CONTOSO.tenant_id}/v2.0/x",
+                    f"LOGIN.microsoftonline.com/{CONTOSO.tenant_id}/v2.0",
+                    f"login.microsoftonline.com@evil/{CONTOSO.tenant_id}/v2.0",
+                    f"login。microsoftonline.com/{CONTOSO.tenant_id}/v2.0",
+                    f"login.microsoftonline.com/{FABRIKAM.tenant_id}/v2.0",
+                    "login.microsoftonline.com/{tenantid}/v2.0",
+                    "login.microsoftonline.com/common/v2.0",
+                    "login.microsoftonline.com/organizations/v2.0",
+                    "login.microsoftonline.com/contoso.example/v2.0",
+                    f"sts.windows.net/{CONTOSO.tenant_id}/",
+                    f"contoso.b2clogin.com/{CONTOSO.tenant_id}/v2.0/",
+                    f"{CONTOSO.tenant_id}.ciamlogin.com/{CONTOSO.tenant_id}/v2.0",
+                ]
+            ),
+            {"iss": f"http://login.microsoftonline.com/{CONTOSO.tenant_id}/v2.0"},
+            {"iss": None},
+            {"tid": FABRIKAM.tenant_id},
+            *(
+                {"tid": tid, "iss": f"https://login.microsoftonline.com/{tid}/v2.0"}
+                for tid in [
+                    None,
+                    "contoso",
+                    CONTOSO.tenant_id.upper(),
+                    f"{{{CONTOSO.tenant_id}}}",
+                    "g" + CONTOSO.tenant_id[1:],
+                    [CONTOSO.tenant_id],
+                ]
+            ),
+            *({"oid": oid} for oid in [None, "", "me", 7, ["x"], "a\x01b", "x" * 513, "a/b"]),
+            {"oid": "7D2F6B1E-43C9-4A80-B5D7-0E91F2A6C834"},
+            {"TID": CONTOSO.tenant_id},
+            {"OID": "7d2f6b1e-43c9-4a80-b5d7-0e91f2a6c834"},
+            {"Scp": "access_as_user"},
+            {"ſcp": "access_as_user"},
+            *({"azp": azp} for azp in ["app", 1, ["x"]]),
+            {"appid": EXPENSES_API.client_id},
+            {"azp": None, "appid": WEB_APP.client_id},
+            {"appid": [WEB_APP.client_id]},
+            *({"scp": scp} for scp in [["access_as_user"], 1, {"access_as_user": 1}]),
+        ],
+        ids=str,
+    )
+    async def test_claim(
+        self,
+        validator: AccessTokenValidator,
+        issue_access_token: Callable[..., str],
+        changes: dict[str, Any],
+    ) -> None:
+        """The token is good but for this."""
+        with pytest.raises(InvalidTokenError):
+            await validate(validator, issue_access_token(**changes))
+
+    @pytest.mark.parametrize(
+        ("audience", "version"),
+        [
+            (f"api://{BROKER.client_id}/", 1),
+            (f"API://{BROKER.client_id}", 1),
+            (f"api://{BROKER.client_id}.evil", 1),
+            ("https://graph.microsoft.com", 1),
+        ],
+    )
+    async def test_audience_of_version_1(
+        self, validator: AccessTokenValidator, issuer: TokenIssuer, audience: str, version: int
+    ) -> None:
+        """Only the exact strings of the settings count, in v1 tokens too."""
+        with pytest.raises(InvalidTokenError):
+            await validate(validator, issuer.issue_access_token(version=version, audience=audience))
+
+    @pytest.mark.parametrize(
+        ("issued", "not_before", "expires", "reason"),
+        [
+            pytest.param(-3600, -3600, -61, "expired", id="expired"),
+            pytest.param(-3600, -3600, -60, "expired", id="at the boundary"),
+            pytest.param(0, 120, 3600, "not valid yet", id="not before in the future"),
+            pytest.param(120, 0, 3600, "not valid yet", id="issued in the future"),
+            pytest.param(0, 0, 28 * 3600 + 61, "lifetime", id="over 28 hours"),
+            pytest.param(0, 50, 40, "lifetime", id="expires before it starts"),
+            pytest.param(50, 0, 40, "lifetime", id="expires before it is issued"),
+            pytest.param(0, 30, 30, "lifetime", id="never valid"),
+        ],
+    )
+    async def test_dates(
+        self,
+        validator: AccessTokenValidator,
+        issue_access_token: Callable[..., str],
+        issued: int,
+        not_before: int,
+        expires: int,
+        reason: str,
+    ) -> None:
+        """Every date has its bound, with 60 seconds for clocks."""
+        now = epoch()
+        token = issue_access_token(iat=now + issued, nbf=now + not_before, exp=now + expires)
+
+        with pytest.raises(InvalidTokenError, match=reason):
+            await validator.validate(token, now=datetime.fromtimestamp(now, UTC))
+
+
+class TestRefusesPeopleAndApps:
+    """The token is good, and still no."""
+
+    @pytest.mark.parametrize("tenant_id", [OTHER_TENANT, CONSUMERS])
+    async def test_tenant(
+        self, validator: AccessTokenValidator, issuer: TokenIssuer, tenant_id: str
+    ) -> None:
+        """A tenant that is not on the list, once the signature has been verified."""
+        claims = {"tid": tenant_id, "iss": issuer.issuer(tenant_id)}
+
+        with pytest.raises(TenantNotAllowedError):
+            await validate(validator, issuer.issue_access_token(claims=claims))
+
+    async def test_personal_accounts_are_no_organisation(
+        self, keys: PublishedKeys, issuer: TokenIssuer, entra_settings: EntraSettings
+    ) -> None:
+        """`*` means every organisation; personal accounts are none."""
+        validator = AccessTokenValidator(
+            settings=replace(entra_settings, tenant_ids=None), keys=keys
+        )
+        other = {"tid": OTHER_TENANT, "iss": issuer.issuer(OTHER_TENANT)}
+        personal = {"tid": CONSUMERS, "iss": issuer.issuer(CONSUMERS)}
+
+        assert await validate(validator, issuer.issue_access_token(claims=other))
+        with pytest.raises(TenantNotAllowedError):
+            await validate(validator, issuer.issue_access_token(claims=personal))
+
+    @pytest.mark.parametrize("version", [1, 2])
+    @pytest.mark.parametrize("signs_for", [FABRIKAM.tenant_id, CONSUMERS, "{tenantid}x"])
+    async def test_key_of_another_tenant(
+        self, validator: AccessTokenValidator, issuer: TokenIssuer, signs_for: str, version: int
+    ) -> None:
+        """A key signs for the issuer it is published with, for no other."""
+        key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        issuer.publish_key(key, kid="theirs", issuer=issuer.issuer(signs_for))
+
+        with pytest.raises(InvalidTokenError, match="another issuer"):
+            await validate(validator, issuer.issue_access_token(key=key, version=version))
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            pytest.param({"scp": None}, id="no scope, as in an ID token"),
+            pytest.param({"scp": ""}, id="empty"),
+            pytest.param({"scp": "access_as_user2"}, id="another scope"),
+            pytest.param({"scp": "Access_As_User"}, id="capitals"),
+            pytest.param({"scp": "User.Read\taccess_as_user"}, id="tab"),
+            pytest.param({"scp": "User.Read\xa0access_as_user"}, id="NBSP"),
+            pytest.param({"scp": "User.Read,access_as_user"}, id="comma"),
+            pytest.param({"scp": "User.Read\naccess_as_user"}, id="newline"),
+            pytest.param({"scp": None, "scope": "access_as_user"}, id="scope for scp"),
+            pytest.param({"scp": None, "roles": ["access_as_user"]}, id="roles for scp"),
+            pytest.param({"idtyp": "app"}, id="an app with a scope"),
+        ],
+    )
+    async def test_scope(
+        self,
+        validator: AccessTokenValidator,
+        issue_access_token: Callable[..., str],
+        changes: dict[str, Any],
+    ) -> None:
+        """The delegated scope, exactly, and in `scp` alone."""
+        with pytest.raises(InsufficientScopeError) as caught:
+            await validate(validator, issue_access_token(**changes))
+
+        assert "access_as_user" == caught.value.challenge()["scope"]
+
+    async def test_app_only(self, validator: AccessTokenValidator, issuer: TokenIssuer) -> None:
+        """An app on its own is nobody who could have an identity."""
+        with pytest.raises(InsufficientScopeError):
+            await validate(validator, issuer.issue_access_token(None))
+
+    async def test_client(
+        self, keys: PublishedKeys, issuer: TokenIssuer, entra_settings: EntraSettings
+    ) -> None:
+        """Where the settings name client apps, others are refused, and so is none at all."""
+        allowed = replace(entra_settings, allowed_client_ids=frozenset({WEB_APP.client_id}))
+        validator = AccessTokenValidator(settings=allowed, keys=keys)
+
+        assert await validate(validator, issuer.issue_access_token())
+        for azp in (EXPENSES_API.client_id, None):
+            with pytest.raises(ClientNotAllowedError):
+                await validate(validator, issuer.issue_access_token(claims={"azp": azp}))
+
+
+any_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@given(
+    changes=st.dictionaries(
+        st.sampled_from("aud iss exp nbf iat ver tid oid scp azp appid idtyp roles".split()),
+        any_json,
+        min_size=1,
+    )
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_claims(
+    issuer: TokenIssuer, entra_settings: EntraSettings, now: datetime, changes: dict[str, Any]
+) -> None:
+    """Whatever the claims hold, the answer is a caller or one of our errors."""
+    token = issuer.issue_access_token()
+    claims = jwt.decode(token, options={"verify_signature": False})
+    key = SigningKey(issuer.keys[0].private_key.public_key(), issuer.issuer("{tenantid}"))
+
+    try:
+        caller = caller_from_claims(
+            VerifiedClaims({**claims, **changes}), key=key, settings=entra_settings, now=now
+        )
+    except BrokerError:
+        return
+    assert CONTOSO.tenant_id == caller.person.tenant_id
+
+
+@given(token=st.text() | st.from_regex(r"[A-Za-z0-9_-]*\.[A-Za-z0-9_-]*\.[A-Za-z0-9_-]*"))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_any_text(validator: AccessTokenValidator, token: str) -> None:
+    """Whatever stands in place of a token, it is an invalid token."""
+    with pytest.raises(InvalidTokenError):
+        await validate(validator, token)
+
+
+class TestPyJWTBackstop:
+    """What we rely on PyJWT for, and what we know it lets through: an upgrade fails here first."""
+
+    def test_signature_only(self, issuer: TokenIssuer) -> None:
+        """PyJWS verifies RS256 with a key object, and returns the payload as it was signed."""
+        token = issuer.issue_access_token()
+        public = issuer.keys[0].private_key.public_key()
+
+        payload = jwt.PyJWS(algorithms=["RS256"]).decode(token, public, algorithms=["RS256"])
+
+        assert base64url(payload) == token.split(".")[1]
+
+    def test_other_algorithms(self, issuer: TokenIssuer) -> None:
+        """An algorithm outside the list is refused whatever the header says."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            token = jwt.encode({}, "secret" * 10, algorithm="HS256")
+
+        with pytest.raises(jwt.InvalidAlgorithmError):
+            jwt.PyJWS(algorithms=["RS256"]).decode(
+                token, issuer.keys[0].private_key.public_key(), algorithms=["RS256"]
+            )
+
+    def test_lets_equal_names_through(self, issuer: TokenIssuer) -> None:
+        """PyJWT alone takes the last of two; the strict gate is what refuses them."""
+        expires = int((datetime.now(UTC) + timedelta(hours=1)).timestamp())
+        token = issuer.sign({}, f'{{"exp":1,"exp":{expires}}}'.encode())
+        public = issuer.keys[0].private_key.public_key()
+
+        assert {"exp": expires} == jwt.decode(token, public, algorithms=["RS256"])

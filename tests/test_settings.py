@@ -1,0 +1,233 @@
+"""The settings: defaults, and every problem at once."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from shared.settings import Settings, SettingsError
+
+CLIENT = "0fa5c3d7-b218-4e69-9c40-7d1e8b6f52a3"
+TENANT = "3e7a1c52-90b4-4d6f-8a21-5c0d9e4b7f10"
+REQUIRED = {
+    "ENTRA_CLIENT_ID": CLIENT,
+    "ENTRA_TENANT_IDS": TENANT,
+    "ACS_ENDPOINT": "https://contoso.communication.azure.com",
+    "MAPPINGS_TABLE_ENDPOINT": "https://contoso.table.core.windows.net",
+}
+ACS_BY_KEY = "endpoint=https://contoso.communication.azure.com/;accesskey=c2VjcmV0"
+TABLE_BY_KEY = "DefaultEndpointsProtocol=https;AccountName=contoso;AccountKey=c2VjcmV0"
+
+
+def test_example_is_complete(example: dict[str, str]) -> None:
+    """A copy of the example serves as it is."""
+    settings = Settings.from_env(example)
+
+    assert "http://127.0.0.1:7072" == settings.entra.authority
+    assert settings.prune.dry_run
+
+
+def test_defaults() -> None:
+    """Four settings are enough; the others are what the documentation says."""
+    settings = Settings.from_env(REQUIRED)
+
+    assert frozenset({f"api://{CLIENT}"}) == settings.entra.audiences
+    assert "access_as_user" == settings.entra.required_scope
+    assert frozenset() == settings.entra.allowed_client_ids
+    assert "https://login.microsoftonline.com" == settings.entra.authority
+    assert "https://sts.windows.net" == settings.entra.v1_issuer
+    assert TENANT == settings.entra.keys_of
+    assert (("chat", "voip"), timedelta(hours=1)) == (settings.acs.scopes, settings.acs.lifetime)
+    assert timedelta(hours=24) == settings.acs.max_lifetime
+    assert "IdentityMappings" == settings.mappings.table
+    assert (timedelta(days=90), False, 0.2, 5000) == (
+        settings.prune.idle,
+        settings.prune.dry_run,
+        settings.prune.max_share,
+        settings.prune.max_deletes,
+    )
+    assert settings.managed_identity_client_id is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "read"),
+    [
+        ({"ENTRA_TENANT_IDS": "*"}, lambda s: (s.entra.tenant_ids, s.entra.keys_of)),
+        ({"ENTRA_TENANT_IDS": f"{TENANT}, {CLIENT}"}, lambda s: (None, s.entra.keys_of)),
+    ],
+    ids=["every organisation", "several"],
+)
+def test_more_tenants_than_one(changes: dict[str, str], read: Any) -> None:
+    """Then the keys of all organisations are needed."""
+    assert (None, "organizations") == read(Settings.from_env(REQUIRED | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        pytest.param({"ENTRA_CLIENT_ID": CLIENT.upper()}, CLIENT, id="a GUID in capitals"),
+        pytest.param({"ENTRA_CLIENT_ID": f" {CLIENT} "}, CLIENT, id="spaces around"),
+    ],
+)
+def test_forgives(changes: dict[str, str], expected: str) -> None:
+    """What cannot be meant otherwise is taken."""
+    assert expected == Settings.from_env(REQUIRED | changes).entra.client_id
+
+
+@pytest.mark.parametrize(
+    ("host", "v1_issuer"),
+    [
+        ("https://login.microsoftonline.us", "https://sts.windows.net"),
+        ("https://login.partner.microsoftonline.cn/", "https://sts.chinacloudapi.cn"),
+        ("http://127.0.0.1:7072", "https://sts.windows.net"),
+    ],
+)
+def test_authorities(host: str, v1_issuer: str) -> None:
+    """Sovereign clouds have their own v1 issuer; the local stack has the public one's."""
+    settings = Settings.from_env(REQUIRED | {"ENTRA_AUTHORITY_HOST": host})
+
+    assert (host.rstrip("/"), v1_issuer) == (settings.entra.authority, settings.entra.v1_issuer)
+
+
+def test_access_keys() -> None:
+    """Connection strings serve in place of the managed identity, and stay out of sight."""
+    settings = Settings.from_env(
+        REQUIRED
+        | {
+            "ACS_ENDPOINT": "",
+            "ACS_CONNECTION_STRING": ACS_BY_KEY,
+            "MAPPINGS_TABLE_ENDPOINT": "",
+            "MAPPINGS_CONNECTION_STRING": TABLE_BY_KEY,
+        }
+    )
+
+    assert "https://contoso.communication.azure.com" == settings.acs.endpoint
+    assert "c2VjcmV0" == settings.acs.access_key
+    assert TABLE_BY_KEY == settings.mappings.connection_string
+    assert "c2VjcmV0" not in repr(settings)
+
+
+def test_development_storage() -> None:
+    """The SDK takes it in one spelling only."""
+    changes = {
+        "MAPPINGS_TABLE_ENDPOINT": "",
+        "MAPPINGS_CONNECTION_STRING": "usedevelopmentstorage=True;",
+    }
+    settings = Settings.from_env(REQUIRED | changes)
+
+    assert "UseDevelopmentStorage=true" == settings.mappings.connection_string
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ENTRA_CLIENT_ID", ""),
+        ("ENTRA_CLIENT_ID", "<your client id>"),
+        ("ENTRA_CLIENT_ID", "00000000-0000-0000-0000-00000000000g"),
+        ("ENTRA_TENANT_IDS", ""),
+        ("ENTRA_TENANT_IDS", " , "),
+        ("ENTRA_TENANT_IDS", "common"),
+        ("ENTRA_TENANT_IDS", "organizations"),
+        ("ENTRA_TENANT_IDS", "contoso.com"),
+        ("ENTRA_TENANT_IDS", f"*,{TENANT}"),
+        ("ENTRA_REQUIRED_SCOPE", "two scopes"),
+        ("ENTRA_REQUIRED_SCOPE", 'a"quote'),
+        ("ENTRA_ALLOWED_CLIENT_IDS", "my-app"),
+        ("ENTRA_AUTHORITY_HOST", "http://login.microsoftonline.com"),
+        ("ENTRA_AUTHORITY_HOST", "https://login.microsoftonline.com.evil.example"),
+        ("ENTRA_AUTHORITY_HOST", "https://login.microsoftonline.com@evil.example"),
+        ("ENTRA_AUTHORITY_HOST", "https://login.microsoftonline.com/common"),
+        ("ENTRA_AUTHORITY_HOST", "https://login.microsoftonline.com:8443"),
+        ("ENTRA_AUTHORITY_HOST", "https://login.microsoftonline.com?x"),
+        ("ENTRA_AUTHORITY_HOST", "https://[bad"),
+        ("ENTRA_AUTHORITY_HOST", "login.microsoftonline.com"),
+        ("ACS_ENDPOINT", "http://contoso.communication.azure.com"),
+        ("ACS_ENDPOINT", "http://127.0.0.1:7073"),
+        ("ACS_ENDPOINT", "https://contoso.communication.azure.com.evil.example"),
+        ("ACS_ENDPOINT", "https://evil.example#.communication.azure.com"),
+        ("ACS_ENDPOINT", "https://contoso.communication.azure.com/path"),
+        ("ACS_TOKEN_SCOPES", "chat,video"),
+        ("ACS_TOKEN_SCOPES", ","),
+        ("ACS_TOKEN_LIFETIME_MINUTES", "59"),
+        ("ACS_TOKEN_LIFETIME_MINUTES", "1441"),
+        ("ACS_TOKEN_LIFETIME_MINUTES", "60.5"),
+        ("ACS_TOKEN_LIFETIME_MINUTES", "an hour"),
+        ("ACS_TOKEN_MAX_LIFETIME_MINUTES", "0"),
+        ("MAPPINGS_TABLE_ENDPOINT", "http://contoso.table.core.windows.net"),
+        ("MAPPINGS_TABLE_ENDPOINT", "https://contoso.blob.core.windows.net"),
+        ("MAPPINGS_TABLE_ENDPOINT", "https://contoso.table.core.windows.net.evil.example"),
+        ("MAPPINGS_TABLE", "identity-mappings"),
+        ("MAPPINGS_TABLE", "x" * 56),
+        ("AZURE_CLIENT_ID", "my-identity"),
+        ("PRUNE_SCHEDULE", "0 3 * * *"),
+        ("PRUNE_SCHEDULE", "0 0 3 * * ;"),
+        ("PRUNE_IDLE_DAYS", "2"),
+        ("PRUNE_IDLE_DAYS", "-90"),
+        ("PRUNE_DRY_RUN", "yes"),
+        ("PRUNE_MAX_SHARE", "0"),
+        ("PRUNE_MAX_SHARE", "1.1"),
+        ("PRUNE_MAX_SHARE", "1.2.3"),
+        ("PRUNE_MAX_SHARE", "nan"),
+        ("PRUNE_MAX_DELETES", "0"),
+    ],
+)
+def test_refuses(name: str, value: str) -> None:
+    """One setting out of order is enough, and is named."""
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_env(REQUIRED | {name: value})
+
+    assert [name] == [problem.split()[0] for problem in caught.value.problems if name in problem]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ACS_CONNECTION_STRING", "endpoint=http://contoso.communication.azure.com;accesskey=eA=="),
+        ("ACS_CONNECTION_STRING", "endpoint=https://contoso.communication.azure.com"),
+        ("ACS_CONNECTION_STRING", "endpoint=https://contoso.communication.azure.com;accesskey=?"),
+        ("ACS_CONNECTION_STRING", "accesskey=eA=="),
+        ("MAPPINGS_CONNECTION_STRING", "UseDevelopmentStorage=false"),
+        ("MAPPINGS_CONNECTION_STRING", TABLE_BY_KEY.replace("https", "http")),
+        ("MAPPINGS_CONNECTION_STRING", f"{TABLE_BY_KEY};TableEndpoint=http://evil.example/"),
+    ],
+)
+def test_refuses_connection_strings(name: str, value: str) -> None:
+    """A connection string is checked as an endpoint is, and never quoted."""
+    endpoint = {"ACS": "ACS_ENDPOINT", "MAP": "MAPPINGS_TABLE_ENDPOINT"}[name[:3]]
+
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_env(REQUIRED | {endpoint: "", name: value})
+
+    assert all(problem.startswith(f"{name} ") for problem in caught.value.problems)
+    assert "eA==" not in str(caught.value)
+
+
+def test_lifetime_above_its_ceiling() -> None:
+    """The default may not be longer than what a caller may ask for."""
+    changes = {"ACS_TOKEN_LIFETIME_MINUTES": "120", "ACS_TOKEN_MAX_LIFETIME_MINUTES": "60"}
+
+    with pytest.raises(SettingsError, match="above ACS_TOKEN_MAX_LIFETIME_MINUTES"):
+        Settings.from_env(REQUIRED | changes)
+
+
+def test_every_problem_at_once() -> None:
+    """Nobody has to mend one setting to learn about the next."""
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_env({"PRUNE_IDLE_DAYS": "0", "PRUNE_MAX_SHARE": "2"})
+
+    assert (
+        "ENTRA_CLIENT_ID is missing",
+        "ENTRA_TENANT_IDS is missing",
+        "set one of ACS_ENDPOINT and ACS_CONNECTION_STRING",
+        "set one of MAPPINGS_TABLE_ENDPOINT and MAPPINGS_CONNECTION_STRING",
+        "PRUNE_IDLE_DAYS is not between 3 and 36500 days",
+        "PRUNE_MAX_SHARE is not above 0 and at most 1",
+    ) == caught.value.problems
+
+
+def test_both_ways_to_acs() -> None:
+    """Two ways to open one service are one too many."""
+    with pytest.raises(SettingsError, match="set one of ACS_ENDPOINT and ACS_CONNECTION_STRING"):
+        Settings.from_env(REQUIRED | {"ACS_CONNECTION_STRING": ACS_BY_KEY})
