@@ -1,0 +1,410 @@
+"""ACS Identity, as far as a token broker and its callers use it."""
+
+from __future__ import annotations
+
+import functools
+import secrets
+import time
+import uuid
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import jwt
+from aiohttp import web
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from local import acs_auth, acs_contract
+from local.acs_contract import PREVIEW, SINCE_TEAMS, SINCE_TEAMS_PHONE, Operation, ServiceError
+from local.faults import Faults, middleware
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
+
+    from aiohttp.typedefs import Handler
+
+RESOURCE_ID = "ac5ac5ac-0000-4000-8000-000000000001"
+
+# Requests in 30 seconds, as published. Whether the service's window slides is not observed, nor
+# whether a create with a token counts as an issue, too.
+PUBLISHED_QUOTAS = {"create": 1000, "issue": 1000, "delete": 500, "revoke": 500, "exchange": 500}
+QUOTA_WINDOW = 30.0
+
+# What the scopes of an Entra token become. Those of Teams are not observed; those for the clients
+# are named as in "https://communication.azure.com/clients/VoIP.Join".
+TEAMS_SCOPES = {"Teams.ManageCalls": "voip", "Teams.ManageChats": "chat"}
+TEAMS_PHONE_SCOPES = {"TeamsExtension.ManageCalls": "voip"}
+CLIENT_SCOPES = {
+    "Chat": "chat",
+    "Chat.Join": "chat.join",
+    "Chat.Join.Limited": "chat.join.limited",
+    "VoIP": "voip",
+    "VoIP.Join": "voip.join",
+}
+
+_NONE = Operation("", versions=())  # What asks for nothing of the service's.
+_TEAMS_PHONE = Operation(
+    "exchange_teams_extension", SINCE_TEAMS_PHONE, "exchange", for_users=acs_auth.TEAMS
+)
+_TEAMS_ASSIGNMENTS = Operation("teams_assignments", SINCE_TEAMS_PHONE)
+_TEAMS_ASSIGNMENT = "access/teamsExtension/tenants/{tenant}/assignments/{object}"
+_ENTRA = Operation("exchange_entra", PREVIEW, "exchange", for_users=acs_auth.CLIENTS)
+_ENTRA_ASSIGNMENTS = Operation("entra_assignments", PREVIEW)
+
+_CALLER = web.RequestKey("caller", acs_auth.EntraUser)
+_Key = TypeVar("_Key")
+_Method = TypeVar("_Method", bound="Callable[[AcsEmulator, web.Request], Awaitable[web.Response]]")
+_ROUTES: list[tuple[str, str, Operation, Callable[[AcsEmulator, web.Request], Any]]] = []
+
+
+def _serves(method: str, path: str, operation: Operation) -> Callable[[_Method], _Method]:
+    """Note what a method of the emulator answers; a method may answer several."""
+
+    def register(function: _Method) -> _Method:
+        _ROUTES.append((method, path, operation, function))
+        return function
+
+    return register
+
+
+@dataclass(slots=True)
+class Identity:
+    """An identity, and the ids of those of its tokens that were not revoked."""
+
+    id: str
+    tokens: set[str] = field(default_factory=set)
+
+
+class AcsEmulator:
+    """One ACS resource. What it holds may be read and changed by tests.
+
+    Args:
+        access_key: in base64; opens the identity API by signature.
+        verify_bearer: returns the claims of a good Entra token, raises ValueError for others; the
+            audience is checked here. None: no Entra token is accepted.
+        resource_id: the resource's immutable id, part of every identity.
+        quotas: how many requests 30 seconds have room for, where other than published.
+    """
+
+    def __init__(
+        self,
+        *,
+        access_key: str,
+        verify_bearer: acs_auth.VerifyBearer | None = None,
+        resource_id: str = RESOURCE_ID,
+        quotas: Mapping[str, int] | None = None,
+    ) -> None:
+        self.url = ""
+        self.faults = Faults()
+        self.quotas = PUBLISHED_QUOTAS | dict(quotas or {})
+        self.identities: dict[str, Identity] = {}
+        self.created: list[str] = []
+        self.deleted: list[str] = []
+        self.issued: Counter[str] = Counter()
+        self.entra_assignments: dict[str, dict[str, Any]] = {}
+        self.teams_assignments: dict[tuple[str, str], dict[str, Any]] = {}
+        self._access_key = access_key
+        self._verify_bearer = verify_bearer
+        self._resource_id = resource_id
+        self._window_start = time.monotonic()
+        self._spent: Counter[str] = Counter()
+        self._signing_key = _signing_key()
+        self._operations: dict[Handler, Operation] = {}
+
+    def application(self) -> web.Application:
+        """Return the HTTP application."""
+        fail = middleware(
+            self.faults,
+            operation_of=lambda request: self._operation(request).name,
+            render=lambda status: acs_contract.of_status(status).response(),
+        )
+        app = web.Application(middlewares=[fail, self._gate])
+        app.on_response_prepare.append(self._add_headers)
+        app.add_routes(self.faults.routes())
+        app.router.add_get("/_local/state", self._state)
+        for method, path, operation, function in _ROUTES:
+            handler = functools.partial(function, self)
+            # A client whose endpoint ends in a slash asks for "//identities".
+            app.router.add_route(method, f"/{{extra_slash:/?}}{path}", handler)
+            self._operations[handler] = operation
+        return app
+
+    def token_is_valid(self, token: str) -> bool:
+        """Tell whether a token was issued here, has time left, and was not revoked."""
+        try:
+            claims = jwt.decode(token, self._signing_key.public_key(), algorithms=["RS256"])
+        except jwt.InvalidTokenError:
+            return False
+        identity = self.identities.get(f"8:{claims['skypeid']}")
+        return identity is not None and claims["jti"] in identity.tokens
+
+    def _operation(self, request: web.Request) -> Operation:
+        return self._operations.get(request.match_info.handler, _NONE)
+
+    @web.middleware
+    async def _gate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        operation = self._operation(request)
+        try:
+            if operation is not _NONE:
+                await self._admit(request, operation)
+            return await handler(request)
+        except ServiceError as exc:
+            return exc.response()
+        except acs_auth.DeniedError as exc:
+            return ServiceError(401, "Denied", str(exc)).response()
+        except web.HTTPException as exc:
+            # Not observed: what the service says of a path or method that it does not know.
+            return acs_contract.of_status(exc.status).response()
+
+    async def _admit(self, request: web.Request, operation: Operation) -> None:
+        body = await request.read()
+        authorization = request.headers.get("Authorization", "")
+        if operation.for_users is not None:
+            claims = self._claims(authorization.removeprefix("Bearer "), operation.for_users)
+            request[_CALLER] = acs_auth.entra_user(claims)
+        elif authorization.startswith("Bearer "):
+            self._claims(authorization.removeprefix("Bearer "), acs_auth.IDENTITY_API)
+        else:
+            now = datetime.now(UTC)
+            acs_auth.check_signature(request, body, access_key=self._access_key, now=now)
+        acs_contract.check_version(request, operation)
+        if operation.quota is not None:
+            self._spend(operation.quota, time.monotonic())
+
+    def _claims(self, token: str, audiences: frozenset[str]) -> Mapping[str, object]:
+        return acs_auth.verified_claims(token, verify=self._verify_bearer, audiences=audiences)
+
+    def _spend(self, quota: str, now: float) -> None:
+        if now - self._window_start >= QUOTA_WINDOW:
+            self._window_start = now
+            self._spent.clear()
+        self._spent[quota] += 1  # Refused requests count, too.
+        if self._spent[quota] > self.quotas[quota]:
+            wait = int(self._window_start + QUOTA_WINDOW - now) + 1
+            # Not observed: the code, the message, and whether the service sends Retry-After.
+            raise ServiceError(429, "TooManyRequests", "Rate limited.", Retry_After=str(wait))
+
+    async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Add what the service sends with every answer, except Strict-Transport-Security.
+
+        A browser would hold that one against everything else that a developer runs on loopback.
+        """
+        response.headers["MS-CV"] = f"{secrets.token_urlsafe(16)}.0"
+        response.headers["Request-Context"] = "appId="
+        response.headers["X-Azure-Ref"] = secrets.token_urlsafe(16)
+        response.headers["X-Cache"] = "CONFIG_NOCACHE"
+        response.headers["X-Processing-Time"] = "1ms"
+        versions = self._operation(request).versions
+        if versions and response.status < HTTPStatus.BAD_REQUEST:
+            response.headers["api-supported-versions"] = ", ".join(versions)
+        if "x-ms-client-request-id" in request.headers:
+            response.headers["x-ms-client-request-id"] = request.headers["x-ms-client-request-id"]
+
+    @_serves("POST", "identities", Operation("create", quota="create"))
+    async def _create(self, request: web.Request) -> web.Response:
+        body = await acs_contract.members(request)
+        if body.get("customId") is not None:
+            raise acs_contract.invalid("This emulator has no customId.", "customId")
+        wanted = body.get("createTokenWithScopes")
+        scopes = acs_contract.scopes_of(wanted, request.query["api-version"]) if wanted else []
+        expires = acs_contract.expiry_of(body)
+        # The service's ids end in something that looks like a GUID, and is none.
+        identity = Identity(f"8:acs:{self._resource_id}_00000005{str(uuid.uuid4())[8:]}")
+        self.identities[identity.id] = identity
+        self.created.append(identity.id)
+        answer: dict[str, Any] = {"identity": {"id": identity.id}}
+        if scopes:
+            answer["accessToken"] = self._token(identity, scopes, expires)
+        return web.json_response(answer, status=201)
+
+    @_serves("GET", "identities/{id}", Operation("get", PREVIEW))
+    async def _get(self, request: web.Request) -> web.Response:
+        return web.json_response({"id": self._identity(request).id})
+
+    @_serves("DELETE", "identities/{id}", Operation("delete", quota="delete"))
+    async def _delete(self, request: web.Request) -> web.Response:
+        identity = self._identity(request)
+        del self.identities[identity.id]
+        self.deleted.append(identity.id)
+        return web.Response(status=204)
+
+    @_serves("POST", "identities/{id}/:issueAccessToken", Operation("issue", quota="issue"))
+    async def _issue(self, request: web.Request) -> web.Response:
+        identity = self._identity(request)
+        body = await acs_contract.members(request)
+        scopes = acs_contract.scopes_of(body.get("scopes"), request.query["api-version"])
+        return web.json_response(self._token(identity, scopes, acs_contract.expiry_of(body)))
+
+    @_serves("POST", "identities/{id}/:revokeAccessTokens", Operation("revoke", quota="revoke"))
+    async def _revoke(self, request: web.Request) -> web.Response:
+        # The service takes up to 15 minutes for what happens here at once.
+        self._identity(request).tokens.clear()
+        return web.Response(status=204)
+
+    @_serves(
+        "POST",
+        "teamsUser/:exchangeAccessToken",
+        Operation("exchange_teams_user", SINCE_TEAMS, "exchange"),
+    )
+    async def _exchange_teams_user(self, request: web.Request) -> web.Response:
+        body = await acs_contract.members(request)
+        for name in ("token", "appId", "userId"):
+            if not isinstance(body.get(name), str):
+                # Not observed.
+                raise acs_contract.invalid(f"The {name} field is required.", name)
+        try:
+            user = acs_auth.entra_user(self._claims(body["token"], acs_auth.TEAMS))
+        except acs_auth.DeniedError as exc:
+            message = "Provided access token is not valid."
+            raise ServiceError(401, "InvalidAccessToken", message) from exc
+        if body["appId"] != user.client_id:
+            raise acs_contract.invalid("AAD application is not the expected one.", "appId")
+        if body["userId"] != user.object_id:
+            # Not observed: the message.
+            raise acs_contract.invalid("AAD user is not the expected one.", "userId")
+        result = self._exchange(f"8:orgid:{user.object_id}", user, TEAMS_SCOPES)
+        return web.json_response(result["accessToken"])
+
+    @_serves("POST", "access/teamsExtension/:exchangeAccessToken", _TEAMS_PHONE)
+    async def _exchange_teams_extension(self, request: web.Request) -> web.Response:
+        user = request[_CALLER]
+        assignment = self.teams_assignments.get((user.tenant_id, user.object_id))
+        clients = (assignment or {}).get("clientIds")
+        if assignment is None or (clients and user.client_id not in clients):
+            raise acs_contract.of_status(403)  # Not observed.
+        # Not observed: the form of the id.
+        acs_id = f"8:acs:{self._resource_id}_{user.tenant_id}_{user.object_id}"
+        return web.json_response(self._exchange(acs_id, user, TEAMS_PHONE_SCOPES))
+
+    @_serves("POST", "access/entra/:exchangeAccessToken", _ENTRA)
+    async def _exchange_entra(self, request: web.Request) -> web.Response:
+        user = request[_CALLER]
+        if not any(_admits(assignment, user) for assignment in self.entra_assignments.values()):
+            raise acs_contract.of_status(403)  # Not observed.
+        acs_id = f"8:acs:{self._resource_id}_wf_{user.tenant_id}_{user.object_id}"
+        return web.json_response(self._exchange(acs_id, user, CLIENT_SCOPES))
+
+    @_serves("GET", "access/entra/assignments", _ENTRA_ASSIGNMENTS)
+    async def _list_entra_assignments(self, _request: web.Request) -> web.Response:
+        return web.json_response({"value": list(self.entra_assignments.values())})
+
+    @_serves("PATCH", "access/entra/assignments", _ENTRA_ASSIGNMENTS)
+    async def _patch_entra_assignments(self, request: web.Request) -> web.Response:
+        if request.content_type != "application/merge-patch+json":
+            raise web.HTTPUnsupportedMediaType
+        removed: list[str] = []
+        changed: dict[str, dict[str, Any]] = {}
+        for object_id, patch in (await acs_contract.members(request)).items():
+            if patch is None:
+                removed.append(object_id)
+                continue
+            before = self.entra_assignments.get(object_id, {})
+            merged = before | acs_contract.json_object(patch)
+            changed[object_id] = acs_contract.entra_assignment(object_id, merged)
+        self.entra_assignments |= changed
+        for object_id in removed:
+            self.entra_assignments.pop(object_id, None)
+        if not changed:
+            return web.Response(status=204)
+        return web.json_response({"value": list(changed.values())})
+
+    @_serves("GET", "access/entra/assignments/{object}", _ENTRA_ASSIGNMENTS)
+    @_serves("PUT", "access/entra/assignments/{object}", _ENTRA_ASSIGNMENTS)
+    @_serves("DELETE", "access/entra/assignments/{object}", _ENTRA_ASSIGNMENTS)
+    async def _entra_assignment(self, request: web.Request) -> web.Response:
+        object_id = request.match_info["object"]
+        make = functools.partial(acs_contract.entra_assignment, object_id)
+        return await _one_assignment(request, self.entra_assignments, object_id, make)
+
+    @_serves("GET", _TEAMS_ASSIGNMENT, _TEAMS_ASSIGNMENTS)
+    @_serves("PUT", _TEAMS_ASSIGNMENT, _TEAMS_ASSIGNMENTS)
+    @_serves("DELETE", _TEAMS_ASSIGNMENT, _TEAMS_ASSIGNMENTS)
+    async def _teams_assignment(self, request: web.Request) -> web.Response:
+        key = (request.match_info["tenant"], request.match_info["object"])
+        make = functools.partial(acs_contract.teams_assignment, *key)
+        return await _one_assignment(request, self.teams_assignments, key, make)
+
+    async def _state(self, _request: web.Request) -> web.Response:
+        state = {
+            "live": list(self.identities),
+            "created": self.created,
+            "deleted": self.deleted,
+            "issued": self.issued,
+        }
+        return web.json_response(state)
+
+    def _identity(self, request: web.Request) -> Identity:
+        try:
+            return self.identities[request.match_info["id"]]
+        except KeyError as exc:
+            # Not observed: what an unknown or deleted identity, or another resource's, gets.
+            raise ServiceError(404, "NotFound", "Identity was not found.") from exc
+
+    def _exchange(
+        self, acs_id: str, user: acs_auth.EntraUser, scope_names: Mapping[str, str]
+    ) -> dict[str, dict[str, str]]:
+        scopes = [name for granted, name in scope_names.items() if granted in user.scopes]
+        if not scopes:
+            raise acs_contract.of_status(403)  # Not observed.
+        identity = self.identities.setdefault(acs_id, Identity(acs_id))
+        # The real service encrypts some of these tokens, so that clients cannot read them.
+        token = self._token(identity, scopes, user.expires * acs_contract.SECOND)
+        return {"identity": {"id": acs_id}, "accessToken": token}
+
+    def _token(self, identity: Identity, scopes: Iterable[str], expires: int) -> dict[str, str]:
+        issued_at = int(time.time())
+        # The service's tokens were not seen with a jti. It tells the tokens of one second apart,
+        # of which one may be revoked and the next not.
+        token_id = secrets.token_urlsafe(8)
+        claims = {
+            "skypeid": identity.id.removeprefix("8:"),
+            "scp": 1792,
+            "csi": str(issued_at),
+            "exp": expires // acs_contract.SECOND,
+            "acsScope": ",".join(scopes),
+            "resourceId": self._resource_id,
+            "resourceLocation": "unitedstates",
+            "iat": issued_at,
+            "jti": token_id,
+        }
+        headers = {"kid": "106", "x5t": "oP1aqBy_GxYSzRixnCnstNOSjvs"}
+        token = jwt.encode(claims, self._signing_key, algorithm="RS256", headers=headers)
+        identity.tokens.add(token_id)
+        self.issued[identity.id] += 1
+        return {"token": token, "expiresOn": acs_contract.timestamp(expires)}
+
+
+@functools.cache
+def _signing_key() -> rsa.RSAPrivateKey:
+    """Return the key of this process's emulators: to make one takes long."""
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
+def _admits(assignment: Mapping[str, Any], user: acs_auth.EntraUser) -> bool:
+    """Tell whether an assignment lets the user in, with the app they use."""
+    principals = {"user": {user.object_id}, "tenant": {user.tenant_id}, "group": user.groups}
+    return (
+        assignment["objectId"] in principals[assignment["principalType"]]
+        and assignment["tenantId"] == user.tenant_id
+        and user.client_id in assignment["clientIds"]
+    )
+
+
+async def _one_assignment(
+    request: web.Request,
+    assignments: dict[_Key, dict[str, Any]],
+    key: _Key,
+    make: Callable[[Mapping[str, Any]], dict[str, Any]],
+) -> web.Response:
+    """Read, put or delete one assignment; to delete one that is not there is fine."""
+    if request.method == "DELETE":
+        assignments.pop(key, None)
+        return web.Response(status=204)
+    known = key in assignments
+    if request.method == "PUT":
+        assignments[key] = make(await acs_contract.members(request))
+    elif not known:
+        raise ServiceError(404, "NotFound", "Assignment was not found.")  # Not observed.
+    return web.json_response(assignments[key], status=200 if known else 201)

@@ -1,0 +1,179 @@
+"""Faults on command: what makes an emulator fail the way the real service can.
+
+Each emulator names its operations (`issue`, `jwks`, ...), counts the requests for each, and lets a
+queued fault answer in place of the service. The same is offered over HTTP under `/_local/`, so that
+a test or a developer can break a running stack:
+
+    curl -X POST http://127.0.0.1:7073/_local/faults -d '{"operation": "issue", "status": 429}'
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+    Render = Callable[[int], web.Response]
+
+ANY_OPERATION = "*"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One way to fail, for requests of one operation.
+
+    `delay` seconds pass first. Then, in this order: `reset` cuts the connection; `status` answers
+    with the service's own error envelope (or with `body`, where one is given); otherwise the real
+    answer is made, and `truncate` cuts the connection after that many of its bytes, `drip` sends
+    one byte every so many seconds. `after` lets the real service act before `reset` or `status`,
+    as when a reply is lost.
+    """
+
+    operation: str = ANY_OPERATION
+    times: int = 1
+    delay: float = 0
+    status: int | None = None
+    body: str | None = None
+    content_type: str = "application/json"
+    headers: dict[str, str] = field(default_factory=dict)
+    reset: bool = False
+    after: bool = False
+    truncate: int | None = None
+    drip: float | None = None
+
+
+class Faults:
+    """The queue of faults of one emulator, and how often each of its operations was asked for."""
+
+    def __init__(self) -> None:
+        self._queue: list[tuple[Fault, int]] = []
+        self._counts: Counter[str] = Counter()
+
+    def fail_next(self, operation: str = ANY_OPERATION, **changes: Any) -> None:  # noqa: ANN401 - the fields of Fault
+        """Queue a fault for the next request, or the next `times` requests, of an operation."""
+        fault = Fault(operation=operation, **changes)
+        self._queue.append((fault, fault.times))
+
+    def clear(self) -> None:
+        """Forget queued faults and counts."""
+        self._queue.clear()
+        self._counts.clear()
+
+    def count(self, operation: str) -> int:
+        """Return how many requests came for an operation, failed ones included."""
+        return self._counts[operation]
+
+    def take(self, operation: str) -> Fault | None:
+        """Count a request, and return the fault that is due for it."""
+        self._counts[operation] += 1
+        for position, (fault, left) in enumerate(self._queue):
+            if fault.operation in {operation, ANY_OPERATION}:
+                if left == 1:
+                    del self._queue[position]
+                else:
+                    self._queue[position] = (fault, left - 1)
+                return fault
+        return None
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return the HTTP routes that offer all this to other processes."""
+        return [
+            web.post("/_local/faults", self._post),
+            web.delete("/_local/faults", self._delete),
+            web.get("/_local/counts", self._get_counts),
+        ]
+
+    async def _post(self, request: web.Request) -> web.Response:
+        try:
+            self.fail_next(**await request.json(loads=_json_object))
+        except (TypeError, ValueError) as exc:
+            return web.Response(status=400, text=f"That is not a fault: {exc}\n")
+        return web.Response(status=204)
+
+    async def _delete(self, _request: web.Request) -> web.Response:
+        self.clear()
+        return web.Response(status=204)
+
+    async def _get_counts(self, _request: web.Request) -> web.Response:
+        return web.json_response(dict(self._counts))
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    import json  # noqa: PLC0415 - only where a fault is set over HTTP
+
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise TypeError("a JSON object is expected")
+    return value
+
+
+def middleware(
+    faults: Faults, operation_of: Callable[[web.Request], str | None], render: Render
+) -> Any:  # noqa: ANN401 - aiohttp gives its middlewares no public type
+    """Return an aiohttp middleware that counts requests and lets faults answer.
+
+    Args:
+        faults: the emulator's queue.
+        operation_of: names a request's operation, None for those that never fail.
+        render: makes the service's own error answer for a status.
+    """
+
+    @web.middleware
+    async def fail(request: web.Request, handler: Handler) -> web.StreamResponse:
+        operation = operation_of(request)
+        fault = faults.take(operation) if operation else None
+        if fault is None:
+            return await handler(request)
+        await asyncio.sleep(fault.delay)
+        answer: web.StreamResponse | None = None
+        if fault.after or (fault.status is None and not fault.reset and fault.body is None):
+            answer = await handler(request)
+        if fault.reset:
+            return _cut(request)
+        if fault.status is not None or fault.body is not None:
+            answer = render(fault.status or 200) if fault.body is None else _answer(fault)
+        assert isinstance(answer, web.Response)  # noqa: S101 - emulators answer with whole bodies
+        answer.headers.update(fault.headers)
+        if fault.truncate is None and fault.drip is None:
+            return answer
+        return await _send_badly(request, answer, fault)
+
+    return fail
+
+
+def _answer(fault: Fault) -> web.Response:
+    return web.Response(
+        status=fault.status or 200,
+        body=(fault.body or "").encode(),
+        content_type=fault.content_type,
+    )
+
+
+def _cut(request: web.Request) -> web.Response:
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response(status=500)  # Goes nowhere: the connection is gone.
+
+
+async def _send_badly(
+    request: web.Request, answer: web.Response, fault: Fault
+) -> web.StreamResponse:
+    body = answer.body
+    assert isinstance(body, bytes)  # noqa: S101 - emulators answer with whole bodies
+    stream = web.StreamResponse(status=answer.status, headers=answer.headers)
+    stream.content_length = len(body)
+    await stream.prepare(request)
+    if fault.truncate is not None:
+        await stream.write(body[: fault.truncate])
+        return _cut(request)
+    for byte in body:
+        await stream.write(bytes([byte]))
+        await asyncio.sleep(fault.drip or 0)
+    return stream

@@ -1,0 +1,242 @@
+"""Puts the stack together: the emulators in this process, Azurite and the functions host beside it.
+
+With access keys the stack speaks HTTP. With managed identity it speaks TLS throughout, nobody holds
+a key, and the tables take Entra tokens, as in Azure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import ssl
+import sys
+import tempfile
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from azure.core.exceptions import ResourceExistsError
+from azure.data.tables.aio import TableServiceClient
+
+from local.acs import AcsEmulator
+from local.azurite import azurite
+from local.certificates import Certificates
+from local.directory import USER_ASSIGNED_IDENTITY
+from local.entra import EntraEmulator
+from local.managed_identity import ManagedIdentityEmulator
+from local.serving import serve
+from local.table_faults import TableProxy
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from aiohttp import web
+
+    from local.azurite import Endpoints
+
+REPOSITORY = Path(__file__).parent.parent
+EXAMPLE = REPOSITORY / "local.settings.example.json"
+FUNCTIONS_PORT, ENTRA_PORT, ACS_PORT = 7071, 7072, 7073
+TABLE_PORT, BLOB_AND_QUEUE_PORTS = 10002, (10000, 10001)
+START_SECONDS = 60
+STOP_SECONDS = 15
+
+
+class StackError(Exception):
+    """The stack does not start; the message tells why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Running emulators, and how a functions host finds them.
+
+    `settings` is a local.settings.json; `environment` is what the platform itself would set.
+    """
+
+    entra: EntraEmulator
+    acs: AcsEmulator
+    tables: TableProxy
+    settings: Path
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionsHost:
+    """A running functions host: where it answers, and what it printed so far."""
+
+    url: str
+    output: list[str] = field(repr=False)
+
+    async def printed(self, text: str, *, seconds: float = 5) -> str:
+        """Return the first line that holds a text, waiting for it a little.
+
+        Raises:
+            TimeoutError: it was not printed.
+        """
+        async with asyncio.timeout(seconds):
+            while True:
+                for line in self.output:
+                    if text in line:
+                        return line
+                await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def emulators(
+    *, fixed_ports: bool = False, managed_identity: bool = False
+) -> AsyncIterator[Stack]:
+    """Run everything that the broker calls, while the context lasts.
+
+    Args:
+        fixed_ports: those of the example settings, with blobs and queues for Core Tools.
+        managed_identity: TLS and Entra tokens throughout, in place of access keys.
+
+    Raises:
+        StackError, AzuriteError: a port is taken, or Azurite cannot be had.
+    """
+    example: dict[str, Any] = json.loads(EXAMPLE.read_text("utf-8"))
+    values = example["Values"]
+    access_key = values["ACS_CONNECTION_STRING"].partition("accesskey=")[2]
+    async with AsyncExitStack() as running:
+        folder = running.enter_context(tempfile.TemporaryDirectory(prefix="local-stack-"))
+        certificates = Certificates(Path(folder)) if managed_identity else None
+        storage = await running.enter_async_context(
+            azurite(
+                table_port=TABLE_PORT if fixed_ports else 0,
+                blob_and_queue_ports=BLOB_AND_QUEUE_PORTS if fixed_ports else None,
+                certificates=certificates,
+            )
+        )
+        entra = EntraEmulator()
+        acs = AcsEmulator(access_key=access_key, verify_bearer=entra.verify)
+        secret = secrets.token_hex(16)
+        identity = ManagedIdentityEmulator(entra, secret)
+        tables = TableProxy(storage.table, tls=_trust(certificates))
+        tls = certificates.server_context() if certificates else None
+
+        async def run(app: web.Application, port: int = 0, *, secure: bool = True) -> str:
+            try:
+                return await running.enter_async_context(
+                    serve(app, port=port if fixed_ports else 0, tls=tls if secure else None)
+                )
+            except OSError as exc:
+                raise StackError(f"port {port} cannot be opened: {exc.strerror}") from exc
+
+        entra.url = await run(entra.application(), ENTRA_PORT)
+        acs.url = await run(acs.application(), ACS_PORT)
+        tables.url = await run(tables.application())
+        environment: dict[str, str] = {}
+        settings = EXAMPLE
+        if certificates:
+            # App Service serves managed identities over HTTP, on loopback.
+            identity.url = await run(identity.application(), secure=False)
+            environment = {
+                "IDENTITY_ENDPOINT": identity.endpoint,
+                "IDENTITY_HEADER": secret,
+                "SSL_CERT_FILE": str(certificates.authority_file),
+            }
+            del values["ACS_CONNECTION_STRING"], values["MAPPINGS_CONNECTION_STRING"]
+            values |= {
+                "ACS_ENDPOINT": acs.url,
+                "MAPPINGS_TABLE_ENDPOINT": tables.endpoint,
+                "AZURE_CLIENT_ID": USER_ASSIGNED_IDENTITY.client_id,
+            }
+        else:
+            values |= {
+                "ACS_CONNECTION_STRING": f"endpoint={acs.url}/;accesskey={access_key}",
+                "MAPPINGS_CONNECTION_STRING": storage.connection_string.replace(
+                    storage.table, tables.endpoint
+                ),
+            }
+        if not fixed_ports:  # Those are the example's own.
+            values["ENTRA_AUTHORITY_HOST"] = entra.url
+            settings = Path(folder) / "local.settings.json"
+            settings.write_text(json.dumps(example), "utf-8")
+        await _create_tables(storage, certificates)
+        yield Stack(entra, acs, tables, settings, environment)
+
+
+def _trust(certificates: Certificates | None) -> ssl.SSLContext | None:
+    if certificates is None:
+        return None
+    return ssl.create_default_context(cafile=certificates.authority_file)
+
+
+async def _create_tables(storage: Endpoints, certificates: Certificates | None) -> None:
+    """Create what the infrastructure creates in Azure; the broker itself never does."""
+    verify = str(certificates.authority_file) if certificates else True
+    async with TableServiceClient.from_connection_string(
+        storage.connection_string, connection_verify=verify
+    ) as service:
+        for name in ("IdentityMappings", "IdentityMappingsOrphans"):
+            with suppress(ResourceExistsError):
+                await service.create_table(name)
+
+
+@asynccontextmanager
+async def functions_host(
+    stack: Stack, settings: Mapping[str, str], *, port: int = 0, echo: bool = False
+) -> AsyncIterator[FunctionsHost]:
+    """Serve `function_app.py` on a stack while the context lasts.
+
+    Args:
+        stack: what it calls.
+        settings: app settings that win over those of the stack.
+        port: 0 takes a free one.
+        echo: print what the host prints.
+
+    Raises:
+        StackError: it does not start.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *(
+            sys.executable,
+            "-m",
+            "local.host",
+            "--port",
+            str(port),
+            "--settings",
+            str(stack.settings),
+        ),
+        cwd=REPOSITORY,
+        env={**os.environ, **stack.environment, **settings},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        limit=1024 * 1024,
+        start_new_session=True,  # Ctrl-C is for us: we stop it in turn.
+    )
+    output: list[str] = []
+    ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def read() -> None:
+        assert process.stdout is not None  # noqa: S101 - it is a pipe
+        async for raw in process.stdout:
+            line = raw.decode(errors="replace").rstrip()
+            output.append(line)
+            if line.startswith("ready ") and not ready.done():
+                ready.set_result(line.removeprefix("ready "))
+            elif echo:
+                print(line, flush=True)
+        if not ready.done():
+            ready.set_exception(StackError("\n".join(["the functions host ended:", *output])))
+
+    reader = asyncio.create_task(read())
+    try:
+        yield FunctionsHost(await asyncio.wait_for(ready, START_SECONDS), output)
+    finally:
+        await _stop(process)
+        await reader
+
+
+async def _stop(process: asyncio.subprocess.Process) -> None:
+    with suppress(ProcessLookupError):
+        process.terminate()
+    try:
+        await asyncio.wait_for(process.wait(), STOP_SECONDS)
+    except TimeoutError:
+        process.kill()
+        await process.wait()

@@ -1,0 +1,118 @@
+"""A proxy before Azurite's tables that can fail as Table Storage can, on command."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from aiohttp import ClientSession, DummyCookieJar, TCPConnector, web
+from multidict import CIMultiDict
+from yarl import URL
+
+from local.faults import Faults, middleware
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncIterator, Iterable
+
+CODES = {
+    400: "InvalidInput",
+    401: "NoAuthenticationInformation",
+    403: "AuthorizationPermissionMismatch",
+    404: "ResourceNotFound",
+    409: "EntityAlreadyExists",
+    412: "UpdateConditionNotSatisfied",
+    500: "InternalError",
+    503: "ServerBusy",
+}
+# What concerns one connection is not passed on; each side makes its own.
+OF_THE_CONNECTION = {"connection", "keep-alive", "transfer-encoding", "content-length"}
+SESSION = web.AppKey("session", ClientSession)
+
+
+class TableProxy:
+    """Passes table requests on as they are, so that signatures and tokens stay valid.
+
+    The operations of its faults are `table_create`, `table_query`, `table_read`, `table_insert`,
+    `table_update`, `table_delete` and `table_batch`.
+
+    Args:
+        upstream: Azurite's table endpoint.
+        tls: what to trust, where that is https.
+    """
+
+    def __init__(self, upstream: str, *, tls: ssl.SSLContext | None = None) -> None:
+        self.faults = Faults()
+        self.url = ""
+        parts = urlsplit(upstream)
+        self._upstream = f"{parts.scheme}://{parts.netloc}"
+        self._account_path = parts.path
+        self._tls = tls
+
+    @property
+    def endpoint(self) -> str:
+        """Return the table endpoint to use in place of Azurite's own."""
+        return self.url + self._account_path
+
+    def application(self) -> web.Application:
+        """Return the aiohttp application."""
+        app = web.Application(middlewares=[middleware(self.faults, self._operation, render)])
+        app.cleanup_ctx.append(self._session)
+        app.add_routes(self.faults.routes())
+        app.router.add_route("*", "/{path:.*}", self._pass_on)
+        return app
+
+    async def _session(self, app: web.Application) -> AsyncIterator[None]:
+        # Azurite closes idle connections after 5 s: one must not be used again by then.
+        connector = TCPConnector(keepalive_timeout=2)
+        async with ClientSession(
+            connector=connector, auto_decompress=False, cookie_jar=DummyCookieJar()
+        ) as session:
+            app[SESSION] = session
+            yield
+
+    def _operation(self, request: web.Request) -> str | None:
+        path = request.rel_url.raw_path
+        if not path.startswith(self._account_path + "/"):
+            return None
+        resource = path.removeprefix(self._account_path + "/")
+        if resource.startswith("Tables") and request.method != "GET":
+            return "table_create" if request.method == "POST" else None
+        if resource == "$batch":
+            return "table_batch"
+        one_entity = "(PartitionKey=" in resource
+        operations = {
+            "GET": "table_read" if one_entity else "table_query",
+            "POST": "table_insert",
+            "DELETE": "table_delete",
+        }
+        return operations.get(request.method, "table_update")
+
+    async def _pass_on(self, request: web.Request) -> web.Response:
+        sent = request.app[SESSION].request(
+            request.method,
+            URL(self._upstream + request.raw_path, encoded=True),
+            headers=_end_to_end(request.headers.items()),
+            skip_auto_headers={"Accept", "Accept-Encoding", "Content-Type", "User-Agent"},
+            data=await request.read(),
+            ssl=self._tls or True,
+            allow_redirects=False,
+        )
+        async with sent as answer:
+            headers = _end_to_end(answer.headers.items())
+            return web.Response(status=answer.status, body=await answer.read(), headers=headers)
+
+
+def render(status: int) -> web.Response:
+    """Return the error answer of Table Storage for a status."""
+    code = CODES.get(status, "InternalError")
+    message = {"lang": "en-US", "value": f"{code}, on command."}
+    return web.json_response(
+        {"odata.error": {"code": code, "message": message}},
+        status=status,
+        headers={"x-ms-error-code": code},
+    )
+
+
+def _end_to_end(headers: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
+    return CIMultiDict(pair for pair in headers if pair[0].lower() not in OF_THE_CONNECTION)
