@@ -143,10 +143,11 @@ def _scopes(value: object) -> frozenset[str]:
     return frozenset(value)
 
 
-def _lifetime(value: object) -> timedelta:
-    if type(value) is not int or value not in LIFETIME_MINUTES:  # `type`, since True is an int.
+def _lifetime(value: Any) -> timedelta:  # noqa: ANN401 - any JSON value
+    # 60.0 is a whole number, in JSON Schema too. Text is none, and nor is True.
+    if type(value) not in {int, float} or value not in LIFETIME_MINUTES:
         raise InvalidRequestError("expiresInMinutes is not a whole number from 60 to 1440")
-    return timedelta(minutes=value)
+    return timedelta(minutes=float(value))
 
 
 def json_response(body: Mapping[str, object]) -> func.HttpResponse:
@@ -159,7 +160,9 @@ def json_document(text: str) -> func.HttpResponse:
     return _response(HTTPStatus.OK, text)
 
 
-def answers_problems(*methods: str, event: str | None = None) -> Callable[[Handler], Endpoint]:
+def answers_problems(
+    *methods: str, event: str | None = None, seconds: float = DEADLINE_SECONDS
+) -> Callable[[Handler], Endpoint]:
     """Turn a handler into a Functions endpoint that answers whatever happens.
 
     The endpoint checks method and size, bounds the time, turns errors into RFC 9457 problems with
@@ -168,6 +171,7 @@ def answers_problems(*methods: str, event: str | None = None) -> Callable[[Handl
     Args:
         methods: those that the route has. The host would answer others with an empty 404.
         event: names a success in the audit line; None for routes that decide nothing.
+        seconds: how long a request may take.
     """
 
     def decorate(handler: Handler) -> Endpoint:
@@ -175,7 +179,7 @@ def answers_problems(*methods: str, event: str | None = None) -> Callable[[Handl
             trace_id = _trace_id(req, context)
             started = time.monotonic()
             with audit.decision(route=handler.__name__, trace_id=trace_id) as noted:
-                response, error = await _answer(handler, req, methods)
+                response, error = await _answer(handler, req, methods, seconds)
                 noted["ms"] = round((time.monotonic() - started) * 1000)
             if error is not None:
                 response = _problem(error, trace_id)
@@ -194,13 +198,13 @@ def answers_problems(*methods: str, event: str | None = None) -> Callable[[Handl
 
 
 async def _answer(
-    handler: Handler, req: func.HttpRequest, methods: tuple[str, ...]
+    handler: Handler, req: func.HttpRequest, methods: tuple[str, ...], seconds: float
 ) -> tuple[func.HttpResponse | None, BrokerError | None]:
     try:
         if req.method == "OPTIONS":  # The host answers the preflights of allowed origins itself.
             return _response(HTTPStatus.NO_CONTENT, headers={"Allow": ", ".join(methods)}), None
         _check(req, methods)
-        async with asyncio.timeout(DEADLINE_SECONDS):
+        async with asyncio.timeout(seconds):
             return await handler(req), None
     except BrokerError as error:
         return None, error

@@ -1,21 +1,39 @@
-"""What all tests share: Entra's keys, and tokens signed with them."""
+"""What all tests share: Entra's keys and tokens signed with them, ACS and tables to call."""
 
 from __future__ import annotations
 
+import base64
 import json
+import secrets
+import uuid
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from azure.communication.identity.aio import CommunicationIdentityClient
+from azure.core.credentials import AzureKeyCredential
+from azure.data.tables.aio import TableClient
 
+from local.acs import AcsEmulator
+from local.azurite import azurite
 from local.directory import BROKER, CONTOSO, FABRIKAM
 from local.entra_tokens import SigningKey as EntraKey
 from local.entra_tokens import TokenIssuer
+from local.serving import serve
+from local.table_faults import TableProxy
+from shared.acs import AcsIdentity
+from shared.entra import Person
+from shared.identities import Identities
+from shared.mappings import IdentityMappings
 from shared.settings import EntraSettings
+from tests.emulated import BackgroundLoop, Clock, Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from local.azurite import Endpoints
 
 REPOSITORY = Path(__file__).parent.parent
 EXAMPLE = REPOSITORY / "local.settings.example.json"
@@ -69,3 +87,84 @@ def example() -> dict[str, str]:
 def now() -> datetime:
     """Return the time, with its zone."""
     return datetime.now(UTC)
+
+
+@pytest.fixture(scope="session")
+def background_loop() -> Iterator[BackgroundLoop]:
+    """An event loop for what a whole session of tests uses."""
+    loop = BackgroundLoop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture(scope="session")
+def storage(background_loop: BackgroundLoop) -> Endpoints:
+    """Where this process's Azurite answers."""
+    return background_loop.enter(azurite())
+
+
+@pytest.fixture
+async def tables(storage: Endpoints) -> AsyncIterator[TableProxy]:
+    """A proxy before Azurite, with faults of the test's own."""
+    proxy = TableProxy(storage.table)
+    async with serve(proxy.application()) as url:
+        proxy.url = url
+        yield proxy
+
+
+@pytest.fixture
+async def store(storage: Endpoints, tables: TableProxy) -> AsyncIterator[Store]:
+    """Empty tables of the test's own."""
+    name = f"t{secrets.token_hex(8)}"
+    direct = storage.connection_string
+    proxied = direct.replace(storage.table, tables.endpoint)
+    # As function_app.py builds its clients.
+    bounds: dict[str, Any] = {"retry_total": 0, "connection_timeout": 1, "read_timeout": 3}
+    async with AsyncExitStack() as clients:
+        rows, ledger, mappings, orphans = [
+            await clients.enter_async_context(
+                TableClient.from_connection_string(connection, table, **bounds)
+            )
+            for connection in (direct, proxied)
+            for table in (name, f"{name}Orphans")
+        ]
+        await rows.create_table()
+        await ledger.create_table()
+        yield Store(
+            IdentityMappings(mappings=mappings, orphans=orphans), rows, ledger, tables.faults
+        )
+
+
+@pytest.fixture
+async def acs() -> AsyncIterator[AcsEmulator]:
+    """An ACS resource of the test's own, opened by its key."""
+    emulator = AcsEmulator(access_key=base64.b64encode(b"worthless").decode())
+    async with serve(emulator.application()) as url:
+        emulator.url = url
+        yield emulator
+
+
+@pytest.fixture
+async def acs_identity(acs: AcsEmulator) -> AsyncIterator[AcsIdentity]:
+    """The broker's view of the ACS resource."""
+    key = AzureKeyCredential(base64.b64encode(b"worthless").decode())
+    async with CommunicationIdentityClient(acs.url, key) as client:
+        yield AcsIdentity(client=client)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """A clock that tests set."""
+    return Clock()
+
+
+@pytest.fixture
+def person() -> Person:
+    """Somebody of Contoso who was never here before."""
+    return Person(CONTOSO.tenant_id, str(uuid.uuid4()))
+
+
+@pytest.fixture
+def identities(acs_identity: AcsIdentity, store: Store, clock: Clock) -> Identities:
+    """The identity protocol of one process."""
+    return Identities(acs=acs_identity, mappings=store.mappings, clock=clock)

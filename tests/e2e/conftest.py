@@ -1,0 +1,155 @@
+"""The whole stack, running: emulators in a thread of this process, functions hosts beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pytest
+from azure.data.tables import TableClient
+from multidict import CIMultiDict
+
+from local.azurite import ACCOUNT, ACCOUNT_KEY
+from local.directory import CONTOSO, WEB_APP
+from local.stack import emulators, functions_host
+from tests.emulated import BackgroundLoop
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+
+    from local.stack import FunctionsHost, Stack
+
+# Besides the example's, so that every refusal can be met.
+SETTINGS = {"ENTRA_ALLOWED_CLIENT_IDS": WEB_APP.client_id}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the tests of one stack run in one process: starting a stack is what takes time."""
+    for item in items:
+        mode = item.callspec.params.get("running") if hasattr(item, "callspec") else None
+        item.add_marker(pytest.mark.xdist_group(f"e2e-{mode}"))
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back over HTTP."""
+
+    status: int
+    headers: Mapping[str, str] = field(repr=False)
+    text: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.text)
+
+    @property
+    def code(self) -> str | None:
+        return self.json.get("code") if self.text else None
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A stack with one functions host."""
+
+    stack: Stack
+    host: FunctionsHost
+    background: BackgroundLoop
+
+    def somebody(self, **claims: Any) -> str:
+        """Return an access token of a person of Contoso who was never here before."""
+        return self.stack.entra.issue_access_token(claims={"oid": str(uuid.uuid4()), **claims})
+
+
+@pytest.fixture(scope="session", params=["access_key", "managed_identity"])
+def running(request: pytest.FixtureRequest) -> Iterator[Running]:
+    """The stack, with access keys over HTTP and with managed identity over TLS."""
+    background = BackgroundLoop()
+    try:
+        stack = background.enter(emulators(managed_identity=request.param == "managed_identity"))
+        host = background.enter(functions_host(stack, SETTINGS))
+        yield Running(stack, host, background)
+    finally:
+        background.close()
+
+
+@pytest.fixture(autouse=True)
+def no_faults(running: Running) -> None:
+    """Start each test with services that work."""
+    for emulator in (running.stack.entra, running.stack.acs, running.stack.tables):
+        emulator.faults.clear()
+
+
+class Client:
+    """Calls one functions host as an app would."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
+        self._session = session
+        self.url = url
+
+    async def call(
+        self, method: str, path: str, token: str | None = None, **options: Any
+    ) -> Answer:
+        headers = CIMultiDict(options.pop("headers", {}))
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        async with self._session.request(
+            method, self.url + path, headers=headers, **options
+        ) as response:
+            return Answer(response.status, response.headers, await response.text())
+
+    async def get(self, path: str, token: str | None = None, **options: Any) -> Answer:
+        return await self.call("GET", path, token, **options)
+
+    async def post(self, path: str, token: str | None = None, **options: Any) -> Answer:
+        return await self.call("POST", path, token, **options)
+
+
+@pytest.fixture
+async def app(running: Running) -> AsyncIterator[Client]:
+    """An app that calls the functions."""
+    async with aiohttp.ClientSession() as session:
+        yield Client(session, running.host.url)
+
+
+@pytest.fixture
+def another_host(running: Running) -> Iterator[Callable[..., FunctionsHost]]:
+    """Return a function that starts one more process with the functions, for this test."""
+    with ExitStack() as stopping:
+
+        def start(**settings: str) -> FunctionsHost:
+            context = functions_host(running.stack, {**SETTINGS, **settings})
+            host = running.background.run(context.__aenter__())
+            stopping.callback(lambda: running.background.run(context.__aexit__(None, None, None)))
+            return host
+
+        yield start
+
+
+@pytest.fixture
+async def app_at() -> AsyncIterator[Callable[[FunctionsHost], Client]]:
+    """Return a function that makes an app calling another host."""
+    async with aiohttp.ClientSession() as session:
+        yield lambda host: Client(session, host.url)
+
+
+@pytest.fixture
+def rewrite_row(running: Running) -> Callable[..., Awaitable[None]]:
+    """Return a function that changes the row of somebody of Contoso, as an operator could."""
+    endpoint = running.stack.tables.endpoint
+
+    def rewrite(object_id: str, changes: dict[str, Any]) -> None:
+        row = {"PartitionKey": f"{CONTOSO.tenant_id}_{object_id[:2]}", "RowKey": object_id}
+        with TableClient.from_connection_string(
+            f"DefaultEndpointsProtocol={endpoint.partition(':')[0]};AccountName={ACCOUNT};"
+            f"AccountKey={ACCOUNT_KEY};TableEndpoint={endpoint};",
+            "IdentityMappings",
+            connection_verify=running.stack.environment.get("SSL_CERT_FILE", True),
+        ) as table:
+            table.upsert_entity({**row, **changes})
+
+    return lambda object_id, **changes: asyncio.to_thread(rewrite, object_id, changes)

@@ -1,0 +1,62 @@
+"""The served contract is held against the running service, so that they cannot drift apart."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis import GenerationMode
+
+if TYPE_CHECKING:
+    from tests.e2e.conftest import Client, Running
+
+OPERATIONS = [
+    ("GET", "/token"),
+    ("POST", "/token"),
+    ("GET", "/user"),
+    ("POST", "/user"),
+    ("GET", "/health"),
+    ("GET", "/health/ready"),
+    ("GET", "/openapi.json"),
+]
+
+
+async def test_every_operation_is_named(app: Client) -> None:
+    """The list above is that of the contract."""
+    contract = (await app.get("/api/openapi.json")).json
+
+    named = [(m.upper(), path) for path, item in contract["paths"].items() for m in item]
+    assert OPERATIONS == named
+    assert "3.1.0" == contract["openapi"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "mode"),
+    [
+        *((method, path, GenerationMode.POSITIVE) for method, path in OPERATIONS),
+        # The others take no input that could be wrong.
+        ("GET", "/token", GenerationMode.NEGATIVE),
+        ("POST", "/token", GenerationMode.NEGATIVE),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:(schemathesis|hypothesis|jsonschema).*")
+def test_behaves_as_the_contract_says(
+    running: Running, method: str, path: str, mode: GenerationMode
+) -> None:
+    """Good requests are served and bad ones refused, each with an answer that is documented."""
+    schema = schemathesis.openapi.from_url(f"{running.host.url}/api/openapi.json")
+    schema.config.update(base_url=f"{running.host.url}/api")
+    operation = schema[path][method]
+
+    @settings(
+        max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), database=None
+    )
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def check(case: schemathesis.Case[Any]) -> None:
+        # Each request comes from somebody else, or the limit for one person would answer.
+        headers = {"Authorization": f"Bearer {running.somebody()}"}
+        case.call_and_validate(headers=headers)
+
+    check()

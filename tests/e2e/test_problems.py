@@ -1,0 +1,675 @@
+"""Every problem of the contract, met over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import time
+import uuid
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from local.directory import DAEMON, EXPENSES_API
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from local.stack import FunctionsHost
+    from tests.e2e.conftest import Answer, Client, Running
+
+NO_TABLE = (
+    '{"odata.error": {"code": "TableNotFound", "message": {"lang": "en-US", '
+    '"value": "The table specified does not exist."}}}'
+)
+ELSEWHERE = "11111111-2222-4333-8444-555555555555"
+
+
+def assert_problem(answer: Answer, status: int, code: str) -> None:
+    """Check all that every problem has."""
+    assert (status, code) == (answer.status, answer.code), answer
+    problem = answer.json
+    assert {"type", "title", "status", "detail", "instance", "code", "traceId"} == problem.keys()
+    assert status == problem["status"]
+    assert "application/problem+json" == answer.headers["Content-Type"].partition(";")[0]
+    assert "no-store" == answer.headers["Cache-Control"]
+    assert "nosniff" == answer.headers["X-Content-Type-Options"]
+    assert (status in {401, 403}) == ("WWW-Authenticate" in answer.headers)
+    assert (status in {429, 503, 504}) == ("Retry-After" in answer.headers)
+    assert 1 <= int(answer.headers.get("Retry-After", 1)) <= 60
+    assert f"urn:uuid:{uuid.UUID(problem['traceId'])}" == problem["instance"]
+
+
+@pytest.mark.parametrize(
+    ("header", "status", "code"),
+    [
+        pytest.param(None, 401, "missing_token", id="no header"),
+        pytest.param("", 401, "missing_token", id="empty"),
+        pytest.param("Bearer", 401, "missing_token", id="scheme alone"),
+        pytest.param("Bearer ", 401, "missing_token", id="scheme and space"),
+        pytest.param("Basic YTpi", 401, "missing_token", id="Basic"),
+        pytest.param("Negotiate YII", 401, "missing_token", id="Negotiate"),
+        pytest.param("DPoP a.b.c", 401, "missing_token", id="DPoP"),
+        pytest.param('Digest username="a", realm="b"', 401, "missing_token", id="Digest"),
+        pytest.param("Bearer a.b.c, Bearer d.e.f", 400, "invalid_request", id="two, joined"),
+        pytest.param("Basic YTpi, Bearer d.e.f", 400, "invalid_request", id="two schemes"),
+        pytest.param("BearerX abc", 400, "invalid_request", id="BearerX"),
+        pytest.param("Bearer\tabc", 400, "invalid_request", id="tab"),
+        pytest.param("Bearer:abc", 400, "invalid_request", id="colon"),
+        pytest.param("a.b.c", 400, "invalid_request", id="no scheme"),
+        pytest.param("Bearer garbage", 401, "invalid_token", id="garbage"),
+        pytest.param("Bearer a b", 401, "invalid_token", id="space inside"),
+        pytest.param("Bearer a.b.c", 401, "invalid_token", id="no JSON"),
+        pytest.param("Bearer " + "A" * 25 * 1024, 401, "invalid_token", id="25 KiB"),
+    ],
+)
+async def test_authorization_header(
+    app: Client, header: str | None, status: int, code: str
+) -> None:
+    """Credentials that are none, not one, or not ours (RFC 6750, section 3)."""
+    answer = await app.get(
+        "/api/token", headers={"Authorization": header} if header is not None else {}
+    )
+
+    assert_problem(answer, status, code)
+
+
+@pytest.mark.parametrize("scheme", ["bearer", "BEARER", "Bearer   "])
+async def test_scheme_in_any_letters(app: Client, running: Running, scheme: str) -> None:
+    """RFC 9110, section 11.1; and RFC 6750 lets several spaces follow."""
+    answer = await app.get(
+        "/api/token", headers={"Authorization": f"{scheme} {running.somebody()}"}
+    )
+
+    assert 200 == answer.status
+
+
+async def test_two_authorization_headers(app: Client, running: Running) -> None:
+    """The host joins them with a comma; neither is decoded."""
+    token = running.somebody()
+    twice = [("Authorization", f"Bearer {token}")] * 2
+
+    answer = await app.get("/api/token", headers=twice)
+
+    assert_problem(answer, 400, "invalid_request")
+
+
+async def test_challenges(app: Client, running: Running) -> None:
+    """A bare challenge where there is no token, an error where there is a bad one."""
+    bare = await app.get("/api/token")
+    bad = await app.get("/api/token", "garbage")
+    scope = await app.get("/api/token", running.somebody(scp="other"))
+
+    assert 'Bearer realm="acs-token-broker"' == bare.headers["WWW-Authenticate"]
+    assert 'error="invalid_token"' in bad.headers["WWW-Authenticate"]
+    assert 'error="insufficient_scope"' in scope.headers["WWW-Authenticate"]
+    assert 'scope="access_as_user"' in scope.headers["WWW-Authenticate"]
+
+
+@pytest.mark.parametrize("place", ["query", "form", "json", "cookie"])
+async def test_token_elsewhere(app: Client, running: Running, place: str) -> None:
+    """A token anywhere but in the header does not count, and is not logged."""
+    token = running.somebody()
+    if place == "query":
+        answer = await app.get(f"/api/token?access_token={token}")
+    elif place == "form":
+        answer = await app.post("/api/token", data={"access_token": token})
+    elif place == "json":
+        answer = await app.post("/api/token", json={"access_token": token})
+    else:
+        answer = await app.get("/api/token", headers={"Cookie": f"access_token={token}"})
+
+    assert_problem(answer, 401, "missing_token")
+    assert not any(token in line for line in running.host.output)
+
+
+async def test_tokens_for_somebody_else(app: Client, running: Running) -> None:
+    """Good tokens of this Entra, for another API, tenant, app or scope."""
+    entra = running.stack.entra
+    elsewhere = {"tid": ELSEWHERE, "iss": entra.issuer(ELSEWHERE)}
+
+    assert_problem(
+        await app.get("/api/token", entra.issue_access_token(resource=EXPENSES_API)),
+        401,
+        "invalid_token",
+    )
+    assert_problem(
+        await app.get("/api/token", running.somebody(**elsewhere)), 403, "tenant_not_allowed"
+    )
+    assert_problem(
+        await app.get("/api/token", running.somebody(azp=DAEMON.client_id)),
+        403,
+        "client_not_allowed",
+    )
+    assert_problem(
+        await app.get("/api/token", running.somebody(scp="other")), 403, "insufficient_scope"
+    )
+    assert_problem(
+        await app.get("/api/token", entra.issue_access_token(None, client=DAEMON)),
+        403,
+        "insufficient_scope",
+    )
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "?scope=",
+        "?scope=voip,",
+        "?scope=video",
+        "?scope=VOIP",
+        "?scope=voip%20chat",
+        "?scopes=voip",
+        "?expiresInMinutes=59",
+        "?expiresInMinutes=1441",
+        "?expiresInMinutes=60.5",
+        "?expiresInMinutes=%2060",
+        "?expiresInMinutes=060",
+        "?expiresInMinutes=1e3",
+        "?expiresInMinutes=-60",
+        "?expiresInMinutes=60&expiresInMinutes=60",
+        "?expiresInMinutes=%D9%A6%D9%A0",
+        "?userId=8:acs:x",
+        "?oid=me",
+        "?access_token=x",
+    ],
+)
+async def test_bad_queries(app: Client, running: Running, query: str) -> None:
+    """Unknown members, and values out of range."""
+    if query == "?scope=":
+        # The host drops empty parameters, so this asks for everything.
+        assert (await app.get(f"/api/token{query}", running.somebody())).status in {200, 400}
+        return
+    assert_problem(await app.get(f"/api/token{query}", running.somebody()), 400, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[]",
+        b"null",
+        b'"voip"',
+        b"{",
+        b'{"scopes": "voip"}',
+        b'{"scopes": null}',
+        b'{"scopes": [null]}',
+        b'{"scopes": []}',
+        b'{"scopes": ["video"]}',
+        b'{"scopes": [["voip"]]}',
+        b'{"scopes": ["voip"], "scopes": ["chat"]}',
+        b'{"expiresInMinutes": 59}',
+        b'{"expiresInMinutes": 1441}',
+        b'{"expiresInMinutes": 60.5}',
+        b'{"expiresInMinutes": "60"}',
+        b'{"expiresInMinutes": true}',
+        b'{"expiresInMinutes": null}',
+        b'{"expiresInMinutes": NaN}',
+        b'{"expiresInMinutes": 1e9}',
+        b'{"expiresInMinutes": -60}',
+        b'{"expiresInMinutes": 99999999999999999999999999}',
+        b'{"userId": "8:acs:x"}',
+        b'{"oid": "me"}',
+        b'{"acsUserId": "8:acs:x"}',
+        b'\xef\xbb\xbf{"scopes": ["voip"]}',
+        b'{"scopes": ["\xff"]}',
+        b'{"a": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+        '{"scopes": ["voip"]}'.encode("utf-16"),
+    ],
+)
+async def test_bad_bodies(app: Client, running: Running, body: bytes) -> None:
+    """Anything but one strict object of known members."""
+    answer = await app.post(
+        "/api/token", running.somebody(), data=body, headers={"Content-Type": "application/json"}
+    )
+
+    assert_problem(answer, 400, "invalid_request")
+
+
+async def test_lifetime_above_the_settings(
+    running: Running,
+    app_at: Callable[..., Client],
+    another_host: Callable[..., FunctionsHost],
+) -> None:
+    """The operator's ceiling is lower than what ACS takes."""
+    app = app_at(another_host(ACS_TOKEN_MAX_LIFETIME_MINUTES="120"))
+
+    over = await app.get("/api/token?expiresInMinutes=121", running.somebody())
+    fits = await app.get("/api/token?expiresInMinutes=120", running.somebody())
+
+    assert_problem(over, 400, "invalid_request")
+    assert 200 == fits.status
+
+
+async def test_query_beside_a_body(app: Client, running: Running) -> None:
+    """There is one place for each thing."""
+    assert_problem(
+        await app.post("/api/token?scope=voip", running.somebody()), 400, "invalid_request"
+    )
+    assert_problem(await app.get("/api/user?x=1", running.somebody()), 400, "invalid_request")
+    assert_problem(
+        await app.post("/api/user", running.somebody(), json={"id": "x"}), 400, "invalid_request"
+    )
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=x",
+        "application/json; charset=utf-16",
+        "application/jsonp",
+        "application/problem+json",
+    ],
+)
+async def test_media_type(app: Client, running: Running, content_type: str) -> None:
+    """JSON by another name could be sent by any page without a preflight."""
+    answer = await app.post(
+        "/api/token",
+        running.somebody(),
+        data=b'{"scopes": ["voip"]}',
+        headers={"Content-Type": content_type},
+    )
+
+    assert_problem(answer, 415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "Application/JSON; charset=UTF-8"])
+async def test_media_type_in_any_letters(app: Client, running: Running, content_type: str) -> None:
+    """Media types are case-insensitive, RFC 9110 section 8.3.1."""
+    answer = await app.post(
+        "/api/token", running.somebody(), data=b"{}", headers={"Content-Type": content_type}
+    )
+
+    assert 200 == answer.status
+
+
+async def test_payload_too_large(app: Client, running: Running) -> None:
+    """16 KiB are more than enough; so is 16 KiB and a byte."""
+    fits = await app.post(
+        "/api/token",
+        running.somebody(),
+        data=b"{}".ljust(16 * 1024),
+        headers={"Content-Type": "application/json"},
+    )
+    over = await app.post("/api/token", running.somebody(), data=b"{}".ljust(16 * 1024 + 1))
+
+    assert 200 == fits.status
+    assert_problem(over, 413, "payload_too_large")
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/token", "/api/user", "/api/health", "/api/health/ready", "/api/openapi.json"]
+)
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "TRACE"])
+async def test_method_not_allowed(app: Client, running: Running, path: str, method: str) -> None:
+    """The answer says which methods there are."""
+    answer = await app.call(
+        method, path, running.somebody(), headers={"X-HTTP-Method-Override": "GET"}
+    )
+
+    assert_problem(answer, 405, "method_not_allowed")
+    assert "GET" in answer.headers["Allow"]
+
+
+@pytest.mark.parametrize(
+    "path", ["//api/token", "/api/token;x", "/api/token/x", "/api/", "/api/%00"]
+)
+async def test_no_such_route(app: Client, running: Running, path: str) -> None:
+    """Only the routes themselves lead to the functions."""
+    assert (await app.get(path, running.somebody())).status in {400, 404}
+
+
+async def test_options_touches_nothing(app: Client, running: Running) -> None:
+    """A preflight of an origin that is not allowed gets no permission, and costs nothing."""
+    answer = await app.call(
+        "OPTIONS",
+        "/api/token",
+        headers={"Origin": "https://evil.example", "Access-Control-Request-Method": "GET"},
+    )
+
+    assert "Access-Control-Allow-Origin" not in answer.headers
+    assert 0 == running.stack.acs.faults.count("issue")
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "http://localhost:3000.evil.example",
+        "null",
+        "http://localhost:3001",
+        "HTTP://LOCALHOST:3000",
+    ],
+)
+async def test_cors_is_exact(app: Client, running: Running, origin: str) -> None:
+    """An origin is allowed as it is written, or not at all."""
+    other = await app.get("/api/token", running.somebody(), headers={"Origin": origin})
+    ours = await app.get(
+        "/api/token", running.somebody(), headers={"Origin": "http://localhost:3000"}
+    )
+
+    assert "Access-Control-Allow-Origin" not in other.headers
+    assert "http://localhost:3000" == ours.headers["Access-Control-Allow-Origin"]
+    assert "Origin" in ours.headers["Vary"]
+
+
+async def test_scope_not_allowed(app: Client, running: Running) -> None:
+    """A scope that ACS has and the settings do not; ACS never hears of it."""
+    answer = await app.get("/api/token?scope=chat.join", running.somebody())
+
+    assert_problem(answer, 403, "scope_not_allowed")
+    assert 0 == running.stack.acs.faults.count("create")
+
+
+async def test_rate_limited(app: Client, running: Running) -> None:
+    """One person who asks 200 times in a moment is asked to wait; others are not."""
+    token, other = running.somebody(), running.somebody()
+    await app.get("/api/token", token)
+
+    answers = await asyncio.gather(*(app.get("/api/user", token) for _ in range(199)))
+
+    assert {200, 429} == {answer.status for answer in answers}
+    assert_problem(next(a for a in answers if a.status == 429), 429, "rate_limited")
+    assert 200 == (await app.get("/api/token", other)).status
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "code"),
+    [
+        pytest.param({"status": 401}, 502, "upstream_auth", id="401"),
+        pytest.param({"status": 403}, 502, "upstream_auth", id="403"),
+        pytest.param(
+            {"status": 429, "headers": {"Retry-After": "7"}}, 503, "upstream_throttled", id="429"
+        ),
+        pytest.param(
+            {"status": 429, "headers": {"Retry-After": "86400"}},
+            503,
+            "upstream_throttled",
+            id="429 for a day",
+        ),
+        pytest.param({"status": 429}, 503, "upstream_throttled", id="429 without Retry-After"),
+        pytest.param({"status": 500}, 503, "upstream_unavailable", id="500"),
+        pytest.param({"status": 503}, 503, "upstream_unavailable", id="503"),
+        pytest.param({"status": 504}, 503, "upstream_unavailable", id="504"),
+        pytest.param({"status": 400}, 502, "upstream_bad_response", id="400"),
+        pytest.param(
+            {"status": 302, "headers": {"Location": "/"}},
+            502,
+            "upstream_bad_response",
+            id="redirect",
+        ),
+        pytest.param({"body": "{}"}, 502, "upstream_bad_response", id="empty object"),
+        pytest.param({"body": "null"}, 502, "upstream_bad_response", id="null"),
+        pytest.param(
+            {"body": "<html>", "content_type": "text/html"}, 502, "upstream_bad_response", id="HTML"
+        ),
+        pytest.param({"truncate": 20}, 502, "upstream_bad_response", id="truncated"),
+        pytest.param({"reset": True, "times": 9}, 503, "upstream_unavailable", id="reset"),
+        pytest.param({"delay": 3.5}, 504, "upstream_timeout", id="slow"),
+    ],
+)
+@pytest.mark.parametrize("operation", ["create", "issue"])
+async def test_acs_faults(
+    app: Client, running: Running, operation: str, fault: dict[str, Any], status: int, code: str
+) -> None:
+    """ACS failing is never the caller's fault, is told apart, and passes with the fault."""
+    token = running.somebody()
+    running.stack.acs.faults.fail_next(operation, **fault)
+    started = time.monotonic()
+
+    answer = await app.get("/api/token", token)
+
+    assert_problem(answer, status, code)
+    assert time.monotonic() - started < 8
+    if "Retry-After" in fault.get("headers", {}):
+        assert str(min(60, int(fault["headers"]["Retry-After"]))) == answer.headers["Retry-After"]
+    if operation == "create":
+        assert 1 == running.stack.acs.faults.count("create")
+    running.stack.acs.faults.clear()
+    assert 200 == (await app.get("/api/token", token)).status
+
+
+async def test_acs_drips(app: Client, running: Running) -> None:
+    """A byte now and then keeps no request waiting for ever."""
+    token = running.somebody()
+    await app.get("/api/token", token)
+    running.stack.acs.faults.fail_next("issue", drip=0.5)
+    started = time.monotonic()
+
+    assert_problem(await app.get("/api/token", token), 504, "upstream_timeout")
+
+    assert time.monotonic() - started < 8
+    assert 200 == (await app.get("/api/token", token)).status
+
+
+async def test_issue_survives_one_broken_connection(app: Client, running: Running) -> None:
+    """Issuing twice does no harm, so a broken connection is tried once more."""
+    token = running.somebody()
+    running.stack.acs.faults.fail_next("issue", reset=True)
+
+    assert 200 == (await app.get("/api/token", token)).status
+
+
+async def test_lost_reply_to_create(app: Client, running: Running) -> None:
+    """The identity that may have been made never gets a token; the next call makes another."""
+    token = running.somebody()
+    running.stack.acs.faults.fail_next("create", reset=True, after=True)
+
+    lost = await app.get("/api/token", token)
+    retried = await app.get("/api/token", token)
+
+    assert_problem(lost, 503, "upstream_unavailable")
+    assert 200 == retried.status
+    unreferenced, handed_out = running.stack.acs.created[-2:]
+    assert handed_out == retried.json["user"]["id"]
+    assert 0 == running.stack.acs.issued[unreferenced]
+
+
+async def test_identity_gone(app: Client, running: Running) -> None:
+    """An identity that was deleted behind our back is not silently replaced."""
+    token = running.somebody()
+    issued = await app.get("/api/token", token)
+    del running.stack.acs.identities[issued.json["user"]["id"]]
+
+    assert_problem(await app.get("/api/token", token), 409, "identity_gone")
+
+
+@pytest.mark.parametrize(
+    ("fault", "times"),
+    [
+        pytest.param({"status": 503}, 9, id="busy"),
+        pytest.param({"status": 403}, 1, id="role lost"),
+        pytest.param({"reset": True}, 9, id="reset"),
+        pytest.param({"delay": 4}, 9, id="slow"),
+        pytest.param({"body": "[]"}, 9, id="nonsense"),
+        pytest.param({"status": 404, "body": NO_TABLE}, 1, id="no table"),
+    ],
+)  # fmt: skip
+async def test_table_faults(
+    app: Client, running: Running, fault: dict[str, Any], times: int
+) -> None:
+    """When the table cannot be read, nobody is taken for new: no identity is created."""
+    token = running.somebody()
+    running.stack.tables.faults.fail_next("table_read", times=times, **fault)
+    started = time.monotonic()
+
+    answer = await app.get("/api/token", token)
+
+    assert_problem(answer, 503, "storage_unavailable")
+    assert time.monotonic() - started < 8
+    assert 0 == running.stack.acs.faults.count("create")
+    running.stack.tables.faults.clear()
+    assert 200 == (await app.get("/api/token", token)).status
+
+
+async def test_insert_answered_after_all(app: Client, running: Running) -> None:
+    """503, then 409 for our own first attempt: the nonce tells that the row is ours."""
+    running.stack.tables.faults.fail_next("table_insert", status=503, after=True)
+
+    assert 200 == (await app.get("/api/token", running.somebody())).status
+    assert 1 == running.stack.acs.faults.count("create")
+
+
+async def test_update_answered_after_all(app: Client, running: Running) -> None:
+    """503, then 412 for our own first attempt, likewise."""
+    running.stack.tables.faults.fail_next("table_update", status=503, after=True)
+
+    assert 200 == (await app.get("/api/token", running.somebody())).status
+    assert 1 == running.stack.acs.faults.count("create")
+
+
+async def test_busy(
+    app: Client, running: Running, rewrite_row: Callable[..., Awaitable[None]]
+) -> None:
+    """Somebody else is creating the identity, and takes long."""
+    object_id = str(uuid.uuid4())
+    now = datetime.now(UTC)
+    await rewrite_row(
+        object_id,
+        state="creating",
+        attempt="theirs",
+        generation=1,
+        schema=1,
+        createdOn=now,
+        lastUsedOn=now,
+        leaseUntil=now + timedelta(seconds=20),
+    )
+
+    answer = await app.get("/api/token", running.somebody(oid=object_id))
+
+    assert_problem(answer, 503, "busy")
+    assert 0 == running.stack.acs.faults.count("create")
+
+
+async def test_row_of_a_newer_version(
+    app: Client, running: Running, rewrite_row: Callable[..., Awaitable[None]]
+) -> None:
+    """A row that this version cannot read is left alone."""
+    object_id = str(uuid.uuid4())
+    token = running.somebody(oid=object_id)
+    await app.get("/api/token", token)
+    await rewrite_row(object_id, schema=2)
+
+    assert_problem(await app.get("/api/token", token), 503, "storage_unavailable")
+
+
+async def test_revoked(
+    app: Client, running: Running, rewrite_row: Callable[..., Awaitable[None]]
+) -> None:
+    """An Entra token from before the mark is refused, with the claims that MSAL passes on."""
+    object_id = str(uuid.uuid4())
+    token = running.somebody(oid=object_id)
+    await app.get("/api/token", token)
+    mark = datetime.now(UTC)
+    await rewrite_row(object_id, revokedBefore=mark)
+
+    answer = await app.get("/api/token", token)
+    fresh = running.somebody(oid=object_id, iat=int(time.time()) + 1, nbf=int(time.time()))
+
+    assert_problem(answer, 401, "invalid_token")
+    challenge = answer.headers["WWW-Authenticate"]
+    assert 'error="insufficient_claims"' in challenge
+    claims = json.loads(base64.b64decode(challenge.partition('claims="')[2].rstrip('"')))
+    assert {"essential": True, "value": str(int(mark.timestamp()) + 1)} == claims["access_token"][
+        "nbf"
+    ]
+    assert 200 == (await app.get("/api/token", fresh)).status
+
+
+class TestSigningKeys:
+    """Entra's keys: out of reach at the start, rolled, and flooded for."""
+
+    async def test_cold_start_without_entra(
+        self,
+        app_at: Callable[..., Client],
+        running: Running,
+        another_host: Callable[..., FunctionsHost],
+    ) -> None:
+        """503, not 401: nobody is signed out because Entra cannot be asked."""
+        host = another_host()
+        running.stack.entra.faults.fail_next("openid_configuration", status=500)
+
+        answer = await app_at(host).get("/api/token", running.somebody())
+
+        assert_problem(answer, 503, "keys_unavailable")
+        assert 200 == (await app_at(host).get("/api/token", running.somebody())).status
+
+    async def test_not_ready_without_keys(
+        self,
+        app_at: Callable[..., Client],
+        running: Running,
+        another_host: Callable[..., FunctionsHost],
+    ) -> None:
+        """No instance gets traffic that it cannot serve."""
+        host = another_host()
+        running.stack.entra.faults.fail_next("jwks", status=500, times=9)
+
+        assert_problem(await app_at(host).get("/api/health/ready"), 503, "keys_unavailable")
+
+    async def test_hundred_callers_with_a_new_key(self, app: Client, running: Running) -> None:
+        """Entra rolls its keys: everybody is served after one fetch."""
+        await app.get("/api/token", running.somebody())
+        running.stack.entra.faults.clear()
+        running.stack.entra.roll_keys(keep=2)
+
+        answers = await asyncio.gather(
+            *(app.get("/api/user", running.somebody()) for _ in range(100))
+        )
+
+        assert {404} == {answer.status for answer in answers}  # Known to Entra, not to us.
+        assert 1 == running.stack.entra.faults.count("jwks")
+
+    @pytest.mark.parametrize("entra_is", ["healthy", "down"])
+    async def test_flood_of_unknown_keys(
+        self,
+        app_at: Callable[..., Client],
+        running: Running,
+        another_host: Callable[..., FunctionsHost],
+        entra_is: str,
+    ) -> None:
+        """Entra is asked three times at most, and those with known keys notice nothing."""
+        host = app_at(another_host())
+        await host.get("/api/token", running.somebody())
+        running.stack.entra.faults.clear()
+        if entra_is == "down":
+            running.stack.entra.faults.fail_next(status=503, times=999)
+        entra = running.stack.entra
+        forged = [entra.issue_access_token(header={"kid": uuid.uuid4().hex}) for _ in range(200)]
+
+        answers = await asyncio.gather(*(host.get("/api/token", token) for token in forged))
+
+        expected = (401, "invalid_token") if entra_is == "healthy" else (503, "keys_unavailable")
+        assert {expected} == {(answer.status, answer.code) for answer in answers}
+        asked = entra.faults.count("openid_configuration")
+        assert asked <= 3
+        assert 200 == (await host.get("/api/token", running.somebody())).status
+
+
+async def test_misconfigured(
+    app_at: Callable[..., Client], another_host: Callable[..., FunctionsHost]
+) -> None:
+    """Wrong settings: nothing is served, readiness fails, the log names every problem."""
+    host = another_host(ENTRA_CLIENT_ID="my-app", PRUNE_IDLE_DAYS="1")
+
+    assert_problem(await app_at(host).get("/api/token", "x"), 503, "misconfigured")
+    assert_problem(await app_at(host).get("/api/health/ready"), 503, "misconfigured")
+    line = await host.printed("settings_invalid")
+    assert "ENTRA_CLIENT_ID is not a GUID; PRUNE_IDLE_DAYS is not between" in line
+
+
+async def test_no_token_in_any_log(app: Client, running: Running) -> None:
+    """After all that went wrong above, and once more here."""
+    token = running.somebody()
+    signature = token.rsplit(".", 1)[1]
+    running.stack.acs.faults.fail_next("issue", status=500)
+    refused = [await app.get("/api/token", token), await app.get("/api/token", f"{token}x")]
+    issued = await app.get("/api/token", token)
+
+    output = "\n".join(running.host.output)
+    assert {503, 401} == {answer.status for answer in refused}
+    assert signature not in output
+    assert issued.json["token"] not in output
+    for secret in ("accesskey", "AccountKey", "eyJ", "Bearer "):
+        assert secret not in output

@@ -1,0 +1,71 @@
+"""The timer, run as an operator runs it: by the host's own admin route."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from local.stack import FunctionsHost
+    from tests.e2e.conftest import Client, Running
+
+
+async def report_of(app: Client, host: FunctionsHost) -> dict[str, Any]:
+    """Run the timer now, and return what it reports."""
+    del host.output[:]
+    answer = await app.post("/admin/functions/prune_mappings", json={"input": ""})
+    assert 202 == answer.status
+    line = await host.printed('"event": "prune_')
+    report: dict[str, Any] = json.loads(line[line.index("{") :])
+    return report
+
+
+async def test_prunes_who_was_idle(
+    running: Running,
+    app: Client,
+    another_host: Callable[..., FunctionsHost],
+    app_at: Callable[[FunctionsHost], Client],
+    rewrite_row: Callable[..., Awaitable[None]],
+) -> None:
+    """A dry run says what would go; a real one removes identity and row, and nothing else."""
+    idle, busy = str(uuid.uuid4()), str(uuid.uuid4())
+    before = await app.get("/api/token", running.somebody(oid=idle))
+    kept = await app.get("/api/token", running.somebody(oid=busy))
+    await rewrite_row(idle, lastUsedOn=datetime.now(UTC) - timedelta(days=91))
+    dry = another_host(PRUNE_DRY_RUN="true", PRUNE_MAX_SHARE="1")
+    wet = another_host(PRUNE_DRY_RUN="false", PRUNE_MAX_SHARE="1")
+
+    foreseen = await report_of(app_at(dry), dry)
+    assert before.json["user"]["id"] in running.stack.acs.identities
+    done = await report_of(app_at(wet), wet)
+
+    assert ("prune_finished", True, 1) == (
+        foreseen["event"],
+        foreseen["dry_run"],
+        foreseen["pruned"],
+    )
+    assert ("prune_finished", False, 1) == (done["event"], done["dry_run"], done["pruned"])
+    assert before.json["user"]["id"] not in running.stack.acs.identities
+    assert kept.json["user"]["id"] in running.stack.acs.identities
+    assert 404 == (await app.get("/api/user", running.somebody(oid=idle))).status
+    again = await app.get("/api/token", running.somebody(oid=idle))
+    assert 200 == again.status
+    assert again.json["user"] != before.json["user"]
+
+
+async def test_failure_is_reported(
+    running: Running,
+    another_host: Callable[..., FunctionsHost],
+    app_at: Callable[[FunctionsHost], Client],
+) -> None:
+    """When the table is out of reach, the run fails and says so."""
+    host = another_host()
+    running.stack.tables.faults.fail_next(status=403, times=9)
+
+    report = await report_of(app_at(host), host)
+
+    assert "prune_failed" == report["event"]

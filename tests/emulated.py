@@ -1,0 +1,114 @@
+"""What tests of single modules run against: the emulators, a store of one's own, a clock to set."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from azure.core.exceptions import ResourceNotFoundError
+
+from shared.mappings import IdentityMapping, State, entity_from_mapping, partition_key
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from contextlib import AbstractAsyncContextManager
+
+    from azure.data.tables.aio import TableClient
+
+    from local.faults import Faults
+    from shared.entra import Person
+    from shared.mappings import IdentityMappings
+
+Result = TypeVar("Result")
+START_SECONDS = 90
+ACS_ID = "8:acs:ac5ac5ac-0000-4000-8000-000000000001_00000005-0000-0000-0000-000000000000"
+
+
+class BackgroundLoop:
+    """An event loop in a thread, for what outlives a test; what it entered is left at the end."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._open = AsyncExitStack()
+
+    def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
+        """Return what a coroutine returns there."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(START_SECONDS)
+
+    def enter(self, context: AbstractAsyncContextManager[Result]) -> Result:
+        """Enter a context there, and leave it when the loop is closed."""
+        return self.run(self._open.enter_async_context(context))
+
+    def close(self) -> None:
+        """Leave what was entered, the last first."""
+        self.run(self._open.aclose())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class Clock:
+    """A clock that stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = datetime.now(UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def advance(self, **duration: float) -> None:
+        """Move on by a `timedelta`."""
+        self.now += timedelta(**duration)
+
+    @property
+    def seconds(self) -> float:
+        """The time as Unix time."""
+        return self.now.timestamp()
+
+
+def mapping_of(person: Person, now: datetime, **changes: Any) -> IdentityMapping:
+    """Return a person's active mapping, used just now, with changes."""
+    members = {"state": State.ACTIVE, "acs_id": ACS_ID, "created_on": now, "last_used_on": now}
+    return IdentityMapping(person=person, attempt="0" * 16, **(members | changes))
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Two tables of one test: as the broker reaches them, where faults are, and past these."""
+
+    mappings: IdentityMappings
+    rows: TableClient
+    ledger: TableClient
+    faults: Faults
+
+    async def row(self, person: Person) -> dict[str, Any] | None:
+        """Return a person's row as it is stored."""
+        try:
+            return dict(await self.rows.get_entity(partition_key(person), person.object_id))
+        except ResourceNotFoundError:
+            return None
+
+    async def all_rows(self) -> list[dict[str, Any]]:
+        """Return every row of the table of mappings."""
+        return [dict(entity) async for entity in self.rows.list_entities()]
+
+    async def orphans(self) -> dict[str, str]:
+        """Return the ledger: why each identity is in it."""
+        return {entity["RowKey"]: entity["reason"] async for entity in self.ledger.list_entities()}
+
+    async def put(self, mapping: IdentityMapping, **changes: Any) -> None:
+        """Store a row as it is, with changes; None leaves a member out."""
+        await self.rows.upsert_entity(entity_from_mapping(mapping) | changes)
+
+    async def put_all(self, mappings: list[IdentityMapping]) -> None:
+        """Store many rows, as many as a transaction may have at a time."""
+        entities = [entity_from_mapping(mapping) for mapping in mappings]
+        for _, group in groupby(entities, key=lambda entity: entity["PartitionKey"]):
+            await self.rows.submit_transaction([("upsert", entity) for entity in group])

@@ -1,0 +1,301 @@
+"""Requests in, JSON or a problem out."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import logging
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import azure.functions as func
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from local.host import Context, TraceContext
+from shared import audit, errors, http
+from shared.errors import BrokerError, InvalidRequestError, MissingTokenError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+REPOSITORY = Path(__file__).parent.parent
+FAILING_APP = """
+import azure.functions as func
+from shared.http import answers_problems
+
+app = func.FunctionApp(http_auth_level=func.AuthLevel.ANONYMOUS)
+
+
+@app.route(route="fail")
+@answers_problems("GET")
+async def fail(req: func.HttpRequest) -> func.HttpResponse:
+    raise RuntimeError("nobody thought of this")
+"""
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+def request(method: str = "GET", body: bytes = b"", **headers: str) -> func.HttpRequest:
+    return func.HttpRequest(method, "http://localhost/api/x", headers=headers, body=body)
+
+
+def context(traceparent: str = "") -> Any:
+    return Context("x", "invocation", TraceContext(traceparent, "", {}))
+
+
+async def call(
+    handler: Callable[[func.HttpRequest], Any],
+    req: func.HttpRequest | None = None,
+    *,
+    traceparent: str = "",
+    event: str | None = None,
+) -> func.HttpResponse:
+    endpoint = http.answers_problems("GET", "POST", event=event)(handler)
+    return await endpoint(req or request(), context(traceparent))
+
+
+async def succeed(_req: func.HttpRequest) -> func.HttpResponse:
+    return http.json_response({"ok": True})
+
+
+def every_error() -> list[BrokerError]:
+    """Return one of each class of the tree."""
+
+    def classes(of: type[BrokerError]) -> list[type[BrokerError]]:
+        return [each for sub in of.__subclasses__() for each in (sub, *classes(sub))]
+
+    arguments: dict[type[BrokerError], dict[str, Any]] = {
+        errors.RevokedTokenError: {"claims": "e30="},
+        errors.InsufficientScopeError: {"scope": "access_as_user"},
+        errors.MethodNotAllowedError: {"allowed": ("GET",)},
+    }
+    return [
+        each("why, for the log alone", **arguments.get(each, {})) for each in classes(BrokerError)
+    ]
+
+
+class TestProblems:
+    """What the caller is told."""
+
+    @pytest.mark.parametrize("error", every_error(), ids=lambda error: type(error).__name__)
+    async def test_each_error(self, error: BrokerError) -> None:
+        """Fixed words, a status, a code; a challenge or a time to wait where the status has one."""
+
+        async def fail(_req: func.HttpRequest) -> func.HttpResponse:
+            raise error
+
+        response = await call(fail, traceparent=f"00-{TRACE}-00f067aa0ba902b7-01")
+        problem = json.loads(response.get_body())
+
+        assert (error.status.value, error.code) == (response.status_code, problem["code"])
+        assert (error.status.phrase, error.description) == (problem["title"], problem["detail"])
+        assert TRACE == problem["traceId"]
+        assert b"for the log alone" not in response.get_body()
+        assert (error.status in {401, 403}) == ("WWW-Authenticate" in response.headers)
+        assert (error.status in {429, 503, 504}) == ("Retry-After" in response.headers)
+        assert not re.search(r'["\\]', error.description), "it stands in a quoted string"
+
+    def test_tree_in_the_docstring_is_complete(self) -> None:
+        """Whoever reads the tree has seen every class."""
+        drawn = set(re.findall(r"\w+Error", errors.__doc__ or ""))
+
+        assert drawn == {type(error).__name__ for error in every_error()} | {"BrokerError"}
+
+    def test_contract_names_every_code(self) -> None:
+        """The contract and the code have the same words."""
+        contract = json.loads((REPOSITORY / "shared" / "openapi.json").read_text("utf-8"))
+        responses = contract["components"]["responses"].values()
+        schemas = [next(iter(r["content"].values()))["schema"] for r in responses]
+        named = {code for s in schemas for code in s["allOf"][1]["properties"]["code"]["enum"]}
+
+        assert named == {error.code for error in every_error()}
+
+    @pytest.mark.parametrize(("seconds", "header"), [(0, "1"), (0.2, "1"), (7.1, "8"), (1e9, "60")])
+    async def test_retry_after_is_clamped(self, seconds: float, header: str) -> None:
+        """Whatever a service asks for, the caller waits a second to a minute."""
+
+        async def fail(_req: func.HttpRequest) -> func.HttpResponse:
+            raise errors.UpstreamThrottledError("", retry_after=seconds)
+
+        assert header == (await call(fail)).headers["Retry-After"]
+
+    async def test_unforeseen(self, caplog: pytest.LogCaptureFixture) -> None:
+        """The caller gets a trace id and nothing else; the log gets the traceback, once."""
+
+        async def fail(_req: func.HttpRequest) -> func.HttpResponse:
+            raise RuntimeError("secret detail")
+
+        response = await call(fail)
+
+        assert 500 == response.status_code
+        assert "internal_error" == json.loads(response.get_body())["code"]
+        assert b"secret" not in response.get_body()
+        assert 1 == sum(record.exc_info is not None for record in caplog.records)
+
+    async def test_deadline(self) -> None:
+        """No request takes longer than a caller will wait."""
+
+        async def hang(_req: func.HttpRequest) -> func.HttpResponse:
+            await asyncio.sleep(60)
+            return http.json_response({})
+
+        endpoint = http.answers_problems("GET", seconds=0.01)(hang)
+
+        assert 504 == (await endpoint(request(), context())).status_code
+
+
+class TestEndpoint:
+    """What every endpoint does before its handler."""
+
+    async def test_other_methods(self) -> None:
+        """405, and which methods there are; the handler is not reached."""
+        response = await call(succeed, request("DELETE"))
+
+        assert (405, "GET, POST") == (response.status_code, response.headers["Allow"])
+
+    async def test_options(self) -> None:
+        """204 and the methods, whoever asks."""
+        response = await call(succeed, request("OPTIONS"), event="never_recorded")
+
+        assert (204, "GET, POST") == (response.status_code, response.headers["Allow"])
+        assert b"" == response.get_body()
+
+    async def test_body_over_the_limit(self) -> None:
+        """Whatever it holds."""
+        response = await call(succeed, request("POST", b" " * (16 * 1024 + 1)))
+
+        assert 413 == response.status_code
+
+    def test_the_worker_sees_the_endpoint(self) -> None:
+        """The Functions worker gives `context` only to a function whose signature asks for it."""
+        endpoint = http.answers_problems("GET")(succeed)
+
+        assert ["req", "context"] == list(inspect.signature(endpoint).parameters)
+        assert "succeed" == endpoint.__name__
+
+    @pytest.mark.parametrize(
+        ("from_host", "from_caller", "expected"),
+        [
+            (f"00-{TRACE}-00f067aa0ba902b7-01", f"00-{'a' * 32}-00f067aa0ba902b7-01", TRACE),
+            ("", f"00-{TRACE}-00f067aa0ba902b7-01", TRACE),
+            ("", f"00-{'0' * 32}-00f067aa0ba902b7-01", None),
+            ("", f"00-{TRACE.upper()}-00f067aa0ba902b7-01", None),
+            ("", "garbage\n", None),
+            ("", "", None),
+        ],
+    )
+    async def test_trace_id(self, from_host: str, from_caller: str, expected: str | None) -> None:
+        """The host's, so that its own logs are found by it; else the caller's; else a new one."""
+        response = await call(
+            succeed,
+            request("DELETE", traceparent=from_caller),
+            traceparent=from_host,
+        )
+
+        trace_id = json.loads(response.get_body())["traceId"]
+        assert re.fullmatch(r"[0-9a-f]{32}", trace_id)
+        assert expected in {trace_id, None}
+
+
+class TestAudit:
+    """One line per decision."""
+
+    @pytest.mark.parametrize(
+        ("raised", "event", "level"),
+        [
+            (None, "it_happened", logging.INFO),
+            (InvalidRequestError("why"), "request_refused", logging.WARNING),
+            (errors.BusyError("why"), "request_failed", logging.ERROR),
+        ],
+    )
+    async def test_line(
+        self,
+        caplog: pytest.LogCaptureFixture,
+        raised: BrokerError | None,
+        event: str,
+        level: int,
+    ) -> None:
+        """JSON in the message itself, at a level that an operator can filter by."""
+        caplog.set_level(logging.INFO)
+
+        async def handler(_req: func.HttpRequest) -> func.HttpResponse:
+            audit.note(object_id="somebody")
+            if raised:
+                raise raised
+            return http.json_response({})
+
+        await call(handler, event="it_happened")
+
+        (record,) = caplog.records
+        line = json.loads(record.getMessage())
+        assert (event, level, "somebody", "handler") == (
+            line["event"],
+            record.levelno,
+            line["object_id"],
+            line["route"],
+        )
+        assert {"trace_id", "ms"} <= line.keys()
+        if raised:
+            assert (raised.code, "why", raised.status) == (
+                line["code"],
+                line["reason"],
+                line["status"],
+            )
+
+    async def test_probes_leave_no_line(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A route that decides nothing has nothing to say."""
+        caplog.set_level(logging.INFO)
+
+        await call(succeed)
+
+        assert [] == caplog.records
+
+
+class TestBearerToken:
+    """The Authorization header, RFC 6750 section 2.1."""
+
+    @pytest.mark.parametrize("value", ["Bearer a.b.c", "bearer a.b.c", "BEARER   a.b.c"])
+    def test_takes(self, value: str) -> None:
+        assert "a.b.c" == http.bearer_token({"authorization": value})
+
+    @given(st.text())
+    def test_anything(self, value: str) -> None:
+        """Whatever the header holds, it is a token to be judged, or one of two errors."""
+        try:
+            token = http.bearer_token({"authorization": value})
+        except (MissingTokenError, InvalidRequestError):
+            return
+        assert "," not in token
+        assert value.strip(" ").lower().startswith("bearer ")
+
+
+async def test_unforeseen_over_http(tmp_path: Path) -> None:
+    """A handler that fails in a way nobody thought of, in a functions host of its own."""
+    (tmp_path / "host.json").write_text('{"version": "2.0"}')
+    (tmp_path / "function_app.py").write_text(FAILING_APP)
+    host = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "local.host", "--app", str(tmp_path), "--port", "0"),
+        cwd=REPOSITORY,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert host.stdout is not None
+        while not (line := (await host.stdout.readline()).decode()).startswith("ready "):
+            assert line, "the host ended"
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"{line.split()[1]}/api/fail") as answer,
+        ):
+            problem = await answer.json(content_type=None)
+    finally:
+        host.terminate()
+        output, _ = await host.communicate()
+
+    assert (500, "internal_error") == (answer.status, problem["code"])
+    assert problem["traceId"].encode() in output
+    assert b"RuntimeError: nobody thought of this" in output
