@@ -65,11 +65,11 @@ $(VENV)/installed: requirements-dev.txt local/requirements-node.txt
 	@echo "Installing Python packages into $(VENV) ..."
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-dev.txt
-	@node -e 'process.exit(parseInt(process.versions.node) < 20)' 2>/dev/null && npm --version >/dev/null 2>&1 || { \
+	@node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' 2>/dev/null && npm --version >/dev/null 2>&1 || { \
 		echo "Node.js 20 or later is not here: installing it into $(VENV) ..."; \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement local/requirements-node.txt; }
 	@touch $@
 
 .PHONY: clean
 clean:  ## Remove what the targets above made.
-	rm -rf .venv .venv-3.13 local/node_modules tests/js/node_modules .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-3.13 local/node_modules tests/js/node_modules tests/infra/node_modules .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis

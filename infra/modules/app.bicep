@@ -1,0 +1,197 @@
+// The function app on a Flex Consumption plan of its own.
+
+import { pruneOptions, scaleOptions, tokenOptions } from '../types.bicep'
+
+@description('Region of the app.')
+param location string
+
+@description('Name of the app, the first part of its host name.')
+@minLength(2)
+@maxLength(60)
+param name string
+
+@description('Name of the plan.')
+@minLength(1)
+@maxLength(60)
+param planName string
+
+@description('Spread the plan over zones.')
+param zoneRedundant bool
+
+@description('How the app scales.')
+param scale scaleOptions
+
+@description('Resource id of the user-assigned identity.')
+param identityId string
+
+@description('Client id of the user-assigned identity.')
+param identityClientId string
+
+@description('Blob endpoint of the host\'s storage account, with a slash at the end.')
+param blobEndpoint string
+
+@description('Name of the blob container that holds the app\'s package.')
+param packageContainer string
+
+@description('Table endpoint of the mappings.')
+param tableEndpoint string
+
+@description('Name of the table of mappings.')
+param mappingsTable string
+
+@description('Endpoint of the ACS resource.')
+param acsEndpoint string
+
+@description('Client id of the broker\'s app registration.')
+param entraClientId string
+
+@description('Ids of the tenants whose users are served, or * alone.')
+param entraTenantIds string[]
+
+@description('Exact audience of v1 tokens.')
+param entraAudience string
+
+@description('Delegated scope that callers must hold.')
+param entraRequiredScope string
+
+@description('Client ids of the apps that may call; empty: all.')
+param entraAllowedClientIds string[]
+
+@description('What the ACS tokens allow.')
+param tokens tokenOptions
+
+@description('When identities that nobody uses are removed.')
+param prune pruneOptions
+
+@description('Origins of web apps that may call the broker from a browser.')
+param allowedOrigins string[]
+
+@description('Name of the Application Insights component.')
+param componentName string
+
+@description('Resource id of the workspace that gets the logs.')
+param workspaceId string
+
+@description('Resource id of the subnet that the app calls from; empty: none.')
+param subnetId string
+
+@description('Tags of the resources.')
+param tags object
+
+resource component 'Microsoft.Insights/components@2020-02-02' existing = {
+  name: componentName
+}
+
+// What shared/settings.py reads.
+var brokerSettings = {
+  ENTRA_CLIENT_ID: entraClientId
+  ENTRA_TENANT_IDS: join(entraTenantIds, ',')
+  ENTRA_AUDIENCES: entraAudience
+  ENTRA_REQUIRED_SCOPE: entraRequiredScope
+  ENTRA_ALLOWED_CLIENT_IDS: join(entraAllowedClientIds, ',')
+  ENTRA_AUTHORITY_HOST: environment().authentication.loginEndpoint
+  ACS_ENDPOINT: acsEndpoint
+  ACS_TOKEN_SCOPES: join(tokens.scopes, ',')
+  ACS_TOKEN_LIFETIME_MINUTES: string(tokens.lifetimeMinutes)
+  ACS_TOKEN_MAX_LIFETIME_MINUTES: string(tokens.maxLifetimeMinutes)
+  MAPPINGS_TABLE_ENDPOINT: tableEndpoint
+  MAPPINGS_TABLE: mappingsTable
+  AZURE_CLIENT_ID: identityClientId
+  PRUNE_SCHEDULE: prune.schedule
+  PRUNE_IDLE_DAYS: string(prune.idleDays)
+  PRUNE_DRY_RUN: toLower(string(prune.dryRun))
+  PRUNE_MAX_SHARE: prune.maxPercent == 100 ? '1' : '0.${padLeft(prune.maxPercent, 2, '0')}'
+  PRUNE_MAX_DELETES: string(prune.maxDeletes)
+}
+
+// What the Functions host reads. Blobs are all it needs for HTTP and timers.
+var hostSettings = {
+  AzureWebJobsStorage__blobServiceUri: blobEndpoint
+  AzureWebJobsStorage__credential: 'managedidentity'
+  AzureWebJobsStorage__clientId: identityClientId
+  APPLICATIONINSIGHTS_CONNECTION_STRING: component.properties.ConnectionString
+  APPLICATIONINSIGHTS_AUTHENTICATION_STRING: 'ClientId=${identityClientId};Authorization=AAD'
+  // Far above the 16 KiB that the broker takes, so that it answers for itself, and far below 100 MB.
+  FUNCTIONS_REQUEST_BODY_SIZE_LIMIT: '1048576'
+}
+
+var alwaysReadyInstances = zoneRedundant ? max(2, scale.alwaysReadyInstances) : scale.alwaysReadyInstances
+
+resource plan 'Microsoft.Web/serverfarms@2025-03-01' = {
+  name: planName
+  location: location
+  kind: 'functionapp'
+  tags: tags
+  sku: { name: 'FC1', tier: 'FlexConsumption' }
+  properties: {
+    reserved: true
+    zoneRedundant: zoneRedundant
+  }
+}
+
+resource app 'Microsoft.Web/sites@2025-03-01' = {
+  name: name
+  location: location
+  kind: 'functionapp,linux'
+  // By this tag `azd deploy` finds the app.
+  tags: union(tags, { 'azd-service-name': 'api' })
+  identity: {
+    type: 'UserAssigned'
+    userAssignedIdentities: { '${identityId}': {} }
+  }
+  properties: {
+    serverFarmId: plan.id
+    httpsOnly: true
+    clientAffinityEnabled: false
+    virtualNetworkSubnetId: empty(subnetId) ? null : subnetId
+    siteConfig: {
+      ftpsState: 'Disabled'
+      http20Enabled: true
+      minTlsVersion: '1.2'
+      scmMinTlsVersion: '1.2'
+      cors: { allowedOrigins: allowedOrigins, supportCredentials: false }
+      appSettings: map(
+        items(union(brokerSettings, hostSettings)),
+        setting => { name: setting.key, value: setting.value }
+      )
+    }
+    functionAppConfig: {
+      deployment: {
+        storage: {
+          type: 'blobContainer'
+          value: '${blobEndpoint}${packageContainer}'
+          authentication: {
+            type: 'UserAssignedIdentity'
+            userAssignedIdentityResourceId: identityId
+          }
+        }
+      }
+      runtime: { name: 'python', version: '3.13' }
+      scaleAndConcurrency: {
+        instanceMemoryMB: scale.memoryMB
+        maximumInstanceCount: scale.maximumInstances
+        alwaysReady: alwaysReadyInstances == 0 ? [] : [{ name: 'http', instanceCount: alwaysReadyInstances }]
+        // Set, since the default for Python is made for functions that block.
+        triggers: { http: { perInstanceConcurrency: scale.requestsPerInstance } }
+      }
+    }
+  }
+}
+
+// Also what Application Insights has, for the day when the app may not write there.
+resource appLogs 'Microsoft.Insights/diagnosticSettings@2021-05-01-preview' = {
+  name: 'to-workspace'
+  scope: app
+  properties: {
+    workspaceId: workspaceId
+    logs: [
+      { category: 'FunctionAppLogs', enabled: true }
+    ]
+  }
+}
+
+@description('Resource id of the app.')
+output id string = app.id
+
+@description('URL of the app, without a slash at the end.')
+output url string = 'https://${app.properties.defaultHostName}'

@@ -1,0 +1,56 @@
+// Opens an ACS resource of this resource group to the broker, whoever made the resource.
+
+@description('Name of the ACS resource.')
+param name string
+
+@description('Name of the managed identity. Roles are named by it: `what-if` passes over modules with names that are known only later.')
+param identityName string
+
+@description('Object id of the managed identity, which roles are given to.')
+param principalId string
+
+@description('Resource id of the workspace that gets the logs.')
+param workspaceId string
+
+@description('Name of the diagnostic setting; one ACS resource can serve several brokers.')
+@minLength(1)
+@maxLength(260)
+param diagnosticName string
+
+resource service 'Microsoft.Communication/communicationServices@2026-03-18' existing = {
+  name: name
+}
+
+// Communication and Email Service Owner. ACS documents no smaller role that issues tokens: its data
+// plane is opened by actions on the resource. With the keys off, listing them opens nothing.
+var communicationOwner = '09976791-48a7-449e-bb21-39d1a415f350'
+
+resource canIssueTokens 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
+  name: guid(service.id, identityName, communicationOwner)
+  scope: service
+  properties: {
+    principalId: principalId
+    principalType: 'ServicePrincipal'
+    roleDefinitionId: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', communicationOwner)
+  }
+}
+
+resource authLogs 'Microsoft.Insights/diagnosticSettings@2021-05-01-preview' = {
+  name: diagnosticName
+  scope: service
+  properties: {
+    workspaceId: workspaceId
+    logs: [
+      { category: 'AuthOperational', enabled: true }
+    ]
+  }
+}
+
+@description('Resource id of the ACS resource.')
+output id string = service.id
+
+@description('Endpoint of the ACS resource.')
+output endpoint string = 'https://${service.properties.hostName}'
+
+@description('Immutable id: what stands behind 8:acs: in each identity.')
+output immutableResourceId string = service.properties.immutableResourceId

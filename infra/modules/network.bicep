@@ -1,0 +1,91 @@
+// A network that the app calls from, and the private ways into the storage account.
+
+@description('Region of the resources.')
+param location string
+
+@description('Name of the network; the other names are made from it.')
+@minLength(2)
+@maxLength(60)
+param name string
+
+@description('Address space of the network, a /24 or larger.')
+param addressPrefix string
+
+@description('Tags of the resources.')
+param tags object
+
+resource securityGroup 'Microsoft.Network/networkSecurityGroups@2025-05-01' = {
+  name: 'nsg-${name}'
+  location: location
+  tags: tags
+}
+
+resource outboundAddress 'Microsoft.Network/publicIPAddresses@2025-05-01' = {
+  name: 'pip-${name}'
+  location: location
+  tags: tags
+  sku: { name: 'Standard' }
+  properties: { publicIPAllocationMethod: 'Static' }
+}
+
+// ACS and Entra have public addresses only, and a new subnet has no way out of its own.
+resource outbound 'Microsoft.Network/natGateways@2025-05-01' = {
+  name: 'ng-${name}'
+  location: location
+  tags: tags
+  sku: { name: 'Standard' }
+  properties: {
+    publicIpAddresses: [{ id: outboundAddress.id }]
+  }
+}
+
+resource network 'Microsoft.Network/virtualNetworks@2025-05-01' = {
+  name: name
+  location: location
+  tags: tags
+  properties: {
+    addressSpace: { addressPrefixes: [addressPrefix] }
+    subnets: [
+      {
+        name: 'app'
+        properties: {
+          addressPrefix: cidrSubnet(addressPrefix, 26, 0)
+          defaultOutboundAccess: false
+          natGateway: { id: outbound.id }
+          networkSecurityGroup: { id: securityGroup.id }
+          delegations: [
+            {
+              name: 'flex-consumption'
+              properties: { serviceName: 'Microsoft.App/environments' }
+            }
+          ]
+        }
+      }
+      {
+        name: 'endpoints'
+        properties: {
+          addressPrefix: cidrSubnet(addressPrefix, 26, 1)
+          defaultOutboundAccess: false
+          networkSecurityGroup: { id: securityGroup.id }
+        }
+      }
+    ]
+  }
+
+  resource appSubnet 'subnets' existing = {
+    name: 'app'
+  }
+
+  resource endpointSubnet 'subnets' existing = {
+    name: 'endpoints'
+  }
+}
+
+@description('Resource id of the network.')
+output id string = network.id
+
+@description('Resource id of the subnet that the app calls from.')
+output appSubnetId string = network::appSubnet.id
+
+@description('Resource id of the subnet of the private endpoints.')
+output endpointSubnetId string = network::endpointSubnet.id

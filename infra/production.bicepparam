@@ -1,0 +1,25 @@
+// A second environment by a file of its own: as main.bicepparam, but made to last.
+using 'main.bicep'
+
+param environmentName = 'prod'
+param location = readEnvironmentVariable('AZURE_LOCATION', 'westeurope')
+
+param entraClientId = readEnvironmentVariable('ENTRA_CLIENT_ID')
+param entraApplicationIdUri = readEnvironmentVariable('ENTRA_APPLICATION_ID_URI', '')
+param entraTenantIds = filter(split(readEnvironmentVariable('ENTRA_TENANT_IDS', ''), ','), id => !empty(id))
+
+param allowedOrigins = filter(split(readEnvironmentVariable('ALLOWED_ORIGINS', ''), ','), origin => !empty(origin))
+param alertEmails = filter(split(readEnvironmentVariable('ALERT_EMAILS', ''), ','), email => !empty(email))
+
+param scale = {
+  memoryMB: 2048
+  maximumInstances: 40
+  alwaysReadyInstances: 2
+  requestsPerInstance: 100
+}
+param zoneRedundant = true
+param privateNetwork = true
+param lockData = true
+param logDailyQuotaGb = 5
+param logRetentionDays = 90
+param monthlyBudget = 300

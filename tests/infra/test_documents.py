@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+# Commands that do not come with the repository, and what is built into a shell.
+PROGRAMS = set(
+    "az azd curl func gh git jq make node npm python python3 sed zip"
+    " cd cp do done echo export for source".split()
+)
+ASSIGNMENTS = re.compile(r'^([A-Z_]+=("[^"]*"|\$\(.*\)|\S*) *)+')
+CONTINUES = re.compile(r"""[-|{})"']""")  # A line inside a quoted text or a block.
+NAMED_FILES = re.compile(
+    r"(?<![\w./-])((?:bench|docs|infra|local|samples|shared|tests)/[\w./-]+\.\w+)"
+)
+BLOCKS = re.compile(r"```(sh|bash|console)\n(.*?)```", re.DOTALL)
+
+
+def anchors_of(text: str) -> set[str]:
+    """Return the anchors that GitHub gives to the headings of a page."""
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    plain = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {heading.strip().replace(" ", "-") for heading in plain}
+
+
+def commands_of(text: str) -> list[str]:
+    """Return the commands of a page, each in one line, without comments.
+
+    In a `console` block they stand behind `$ `; the rest is what they print.
+    """
+    found = []
+    for kind, block in BLOCKS.findall(text):
+        for line in block.replace("\\\n", " ").splitlines():
+            command = re.sub(r"(^|\s)# .*", "", line).strip()
+            if kind != "console" or command.startswith("$ "):
+                found.append(command.removeprefix("$ ").removeprefix(".venv/bin/"))
+    return [command for command in found if command]
+
+
+each_document = pytest.mark.parametrize(
+    "path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix()
+)
+
+
+@each_document
+class TestDocument:
+    """What holds for README and each page of the docs."""
+
+    def test_links(self, path: Path) -> None:
+        """Every relative link leads to a file and a heading that there are."""
+        text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+        for target, anchor in re.findall(
+            r"\]\((?!https?:|mailto:)([^)#\s]*)(?:#([^)\s]*))?\)", text
+        ):
+            file = (path.parent / target).resolve() if target else path
+            assert file.exists(), target
+            if anchor and file.suffix == ".md":
+                assert anchor in anchors_of(file.read_text()), anchor
+
+    def test_commands(self, path: Path) -> None:
+        """Every command is one of a known program, and names targets and files that there are."""
+        text = path.read_text()
+        targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+        functions = set(re.findall(r"^(\w+)\(\) \{", text, re.MULTILINE))
+        for command in commands_of(text):
+            bare = ASSIGNMENTS.sub("", command)
+            program, _, rest = bare.partition(" ")
+            if program and not CONTINUES.match(program):
+                known = program in PROGRAMS | functions or program.removesuffix("()") in functions
+                assert known or (ROOT / program).exists(), command
+            if program == "make":
+                assert rest.split()[0] in targets, command
+            if program == "ask":
+                assert (ROOT / f"infra/queries/{rest.split()[0]}.kql").exists(), command
+            for name in NAMED_FILES.findall(command):
+                assert (ROOT / name).exists(), command
+
+    def test_code_spans(self, path: Path) -> None:
+        """Every file and every make target that a page names in passing is there."""
+        makefile = (ROOT / "Makefile").read_text()
+        for target in re.findall(r"`make ([a-z-]+)", path.read_text()):
+            assert f"\n{target}:" in makefile, target
+        for name in re.findall(r"`((?:infra|shared|docs|tests|local)/[\w./-]+)`", path.read_text()):
+            assert (ROOT / name).exists(), name
+
+
+def found(pattern: str, file: str) -> list[str]:
+    """Return what a pattern finds in a file, line by line."""
+    return re.findall(pattern, (ROOT / file).read_text(), re.MULTILINE)
+
+
+def test_each_alert_is_explained() -> None:
+    """The operations page has a section for each alert, as the alert itself says."""
+    rules = found(r"^    name: '([\w-]+)'$", "infra/modules/alerts.bicep")
+    assert rules
+    assert rules == found(r"^### `([\w-]+)`", "docs/operations.md")
+
+
+def test_each_output_is_explained() -> None:
+    """The deployment page names the outputs, and no others."""
+    outputs = set(found(r"^output (\w+)", "infra/main.bicep"))
+    assert outputs == set(found(r"^\| `([A-Z_]+)`", "docs/deploy.md"))

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ROOT = Path(__file__).parents[2]
+QUERIES = {path.stem: path.read_text() for path in (ROOT / "infra" / "queries").glob("*.kql")}
+AUDIT = QUERIES.pop("audit")
+TREES = [
+    ast.parse(path.read_text()) for path in [ROOT / "function_app.py", *ROOT.glob("shared/*.py")]
+]
+AUDITING = {"record", "note", "decision"}
+
+
+def calls(tree: ast.AST, names: set[str]) -> Iterator[ast.Call]:
+    """Yield the calls of functions or methods that have one of these names."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            name = getattr(node.func, "attr", getattr(node.func, "id", None))
+            if name in names:
+                yield node
+
+
+def strings(node: ast.AST) -> set[str]:
+    """Return the string constants in an expression."""
+    found = (getattr(inner, "value", None) for inner in ast.walk(node))
+    return {value for value in found if isinstance(value, str)}
+
+
+def events_in_the_code() -> set[str]:
+    """Return the names of events that the code writes, or may write."""
+    found: set[str] = set()
+    for tree in TREES:
+        for call in calls(tree, {"record"}):
+            found |= strings(call.args[0])
+        for call in calls(tree, {"answers_problems"}):
+            found |= {s for word in call.keywords if word.arg == "event" for s in strings(word)}
+        for node in ast.walk(tree):
+            # `event, level = "...", logging.INFO`
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple):
+                first, value = node.targets[0].elts[0], node.value
+                if getattr(first, "id", None) == "event" and isinstance(value, ast.Tuple):
+                    found |= strings(value.elts[0])
+    return found
+
+
+def fields_in_the_code() -> set[str]:
+    """Return the names of fields of audit lines, from the functions that write them."""
+    found = {"event"}
+    for tree in TREES:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef) and node.name == "PruneReport":
+                found |= {
+                    item.target.id
+                    for item in node.body
+                    if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+                }
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                found |= _fields_of(node)
+    return found
+
+
+def _fields_of(function: ast.AST) -> set[str]:
+    audits = [call for call in calls(function, AUDITING) if "audit" in ast.unparse(call.func)]
+    if not audits:
+        return set()
+    keywords = {word.arg for call in audits for word in call.keywords}
+    found = {name for name in keywords if name is not None} - {"level"}
+    handed_over = {ast.unparse(node) for call in audits for node in ast.walk(call)}
+    dicts = [node for call in audits for node in ast.walk(call) if isinstance(node, ast.Dict)]
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
+            if ast.unparse(node.targets[0]) in handed_over:
+                dicts.append(node.value)
+        elif isinstance(node, ast.Subscript) and ast.unparse(node.value) == "noted":
+            found |= strings(node.slice)
+    return found | {name for node in dicts for key in node.keys if key for name in strings(key)}
+
+
+def values_compared(query: str, column: str) -> set[str]:
+    """Return the constants that a query compares a column with."""
+    found: set[str] = set()
+    for one, several in re.findall(rf'\b{column} (?:== "([^"]*)"|in \(([^)]*)\))', query):
+        found |= {one} if one else set(re.findall(r'"([^"]*)"', several))
+    return found
+
+
+@pytest.fixture(scope="session")
+def parsed(node: Callable[..., str]) -> dict[str, Any]:
+    """What Microsoft's parser says of each query, as it is deployed."""
+    complete = {name: AUDIT + query for name, query in QUERIES.items()}
+    answers: dict[str, Any] = json.loads(node("queries.mjs", given=json.dumps(complete)))
+    return answers
+
+
+class TestCode:
+    """Queries name what the code writes, read from its source."""
+
+    def test_reads_the_source(self) -> None:
+        """The source is understood: each way to write a line is found."""
+        assert events_in_the_code() >= {
+            "token_issued",  # An argument of the decorator.
+            "request_refused",  # One of two.
+            "prune_stopped",  # Assigned first.
+            "signing_keys_refreshed",
+        }
+        assert fields_in_the_code() >= {"route", "ms", "status", "acs_id", "age_hours", "rows"}
+
+    def test_fields(self) -> None:
+        """Every field that audit.kql reads from a line is one that the code writes."""
+        read = set(re.findall(r"\bline\.(\w+)", AUDIT))
+        assert read
+        assert set() == read - fields_in_the_code()
+
+    @pytest.mark.parametrize("name", QUERIES)
+    def test_events(self, name: str) -> None:
+        """Every event that a query names is one that the code writes."""
+        assert set() == values_compared(QUERIES[name], "event") - events_in_the_code()
+
+    @pytest.mark.parametrize("name", QUERIES)
+    def test_codes(self, name: str) -> None:
+        """Every problem code that a query names is in the error tree."""
+        errors = (ROOT / "shared/errors.py").read_text()
+        codes = set(re.findall(r'^    code = "(\w+)"', errors, re.MULTILINE))
+        assert set() == values_compared(QUERIES[name], "code") - codes
+
+    @pytest.mark.parametrize("name", QUERIES)
+    def test_brakes(self, name: str) -> None:
+        """Every brake that a query names is one of the timer's."""
+        brakes = set(re.findall(r'_BrakeError\("(\w+)"\)', (ROOT / "shared/prune.py").read_text()))
+        assert set() == values_compared(QUERIES[name], "stopped") - brakes
+
+    @pytest.mark.parametrize("name", QUERIES)
+    def test_functions(self, name: str) -> None:
+        """Every function that a query names is in function_app.py."""
+        functions = set(
+            re.findall(r"^async def (\w+)\(", (ROOT / "function_app.py").read_text(), re.MULTILINE)
+        )
+        assert set() == values_compared(QUERIES[name], "Name") - functions
+
+    def test_settings_invalid(self) -> None:
+        """The one line that is no audit line is still written as the alert expects it."""
+        assert '"settings_invalid ' in (ROOT / "function_app.py").read_text()
+
+
+class TestKql:
+    """Microsoft's own parser, with the tables as Azure Monitor documents them."""
+
+    @pytest.mark.parametrize("name", QUERIES)
+    def test_no_problem(self, parsed: dict[str, Any], name: str) -> None:
+        """Every query parses, and names only tables, columns and functions that there are."""
+        assert [] == parsed[name]["problems"]
+
+    @pytest.mark.parametrize("name", [name for name in QUERIES if name.startswith("alert-")])
+    def test_alerts_give_one_number(self, parsed: dict[str, Any], name: str) -> None:
+        """What a rule compares with its threshold is the column `value`."""
+        assert ["value"] == parsed[name]["columns"]
+
+    def test_parser_objects(self, node: Callable[..., str]) -> None:
+        """The parser does find what is wrong: a column and a table that there are not."""
+        wrong = {"column": f"{AUDIT}Audit | where nobody == 1", "table": "AppTrace | count"}
+        answers = json.loads(node("queries.mjs", given=json.dumps(wrong)))
+        assert all(answer["problems"] for answer in answers.values())
+
+
+@pytest.mark.parametrize("name", ["audit", *QUERIES])
+def test_loaded_once(name: str) -> None:
+    """Every query is a file, and exactly one place in the Bicep loads it."""
+    bicep = "".join(path.read_text() for path in (ROOT / "infra").rglob("*.bicep"))
+    assert 1 == bicep.count(f"loadTextContent('../queries/{name}.kql')")
+
+
+def test_placeholders() -> None:
+    """The app and the ACS resource are filled in by the Bicep, the rest by the workbook."""
+    workbook = (ROOT / "infra/modules/workbook.bicep").read_text()
+    asked_for = set(re.findall(r"\{ name: '(\w+)', label:", workbook))
+    for name, query in QUERIES.items():
+        free = set(re.findall(r"\{(\w+)\}", AUDIT + query)) - {"app", "acs"}
+        assert free <= (asked_for if name.startswith("question-") else set()), name
