@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlsplit
 
 import azure.functions as func
 
@@ -105,13 +106,24 @@ def refuse_input(req: func.HttpRequest) -> None:
         raise InvalidRequestError("this route takes no member")
 
 
+def _parameters(req: func.HttpRequest) -> dict[str, Any]:
+    """Return the query. The host joins repeated parameters with a comma.
+
+    It drops those without a value, which would turn asking for nothing into asking for all.
+    """
+    query = parse_qsl(urlsplit(req.url).query, keep_blank_values=True)
+    if not all(value for _, value in query):
+        raise InvalidRequestError("a parameter without a value")
+    return dict(req.params)
+
+
 def _refuse_query(req: func.HttpRequest) -> None:
-    if req.params:
+    if _parameters(req):
         raise InvalidRequestError("this route takes no query")
 
 
 def _query(req: func.HttpRequest) -> dict[str, Any]:
-    asked: dict[str, Any] = dict(req.params)
+    asked = _parameters(req)
     if "scopes" in asked:
         raise InvalidRequestError("scopes in a query")
     if "scope" in asked:
@@ -125,6 +137,9 @@ def _query(req: func.HttpRequest) -> dict[str, Any]:
 def _body(req: func.HttpRequest) -> dict[str, Any]:
     body = req.get_body().strip()
     if not body:
+        if "transfer-encoding" in req.headers:
+            # The Functions host drops such a body: what was asked for would be lost unseen.
+            raise InvalidRequestError("a body without Content-Length")
         return {}
     media_type, _, parameter = req.headers.get("content-type", "").lower().partition(";")
     if media_type.strip() != "application/json" or parameter.strip() not in {"", "charset=utf-8"}:

@@ -37,9 +37,6 @@ TABLE_HOST = re.compile(
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 Value = TypeVar("Value")
 _GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_TABLE = re.compile(r"[A-Za-z][A-Za-z0-9]{2,54}")  # 63 less the ledger's suffix.
-_SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # scope-token, RFC 6749 section 3.3.
-_NCRONTAB_FIELD = re.compile(r"[0-9A-Za-z*/,\-]+")
 
 
 class SettingsError(ValueError):
@@ -167,12 +164,55 @@ class _Reader:
         return bool(self.text(name))
 
 
+def _matching(pattern: str, what: str) -> Callable[[str], str]:
+    """Return a parser of texts of one form."""
+
+    def parse(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"is not {what}")
+        return text
+
+    return parse
+
+
+def _count(least: int, most: int) -> Callable[[str], int]:
+    """Return a parser of whole numbers in a range."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
+            raise ValueError(f"is not a whole number from {least} to {most}")
+        return int(text)
+
+    return parse
+
+
+def _duration(unit: timedelta, least: int, most: int) -> Callable[[str], timedelta]:
+    """Return a parser of whole numbers of a unit of time."""
+    count = _count(least, most)
+    return lambda text: unit * count(text)
+
+
+# scope-token, RFC 6749 section 3.3.
+_scope_token = _matching(r"[\x21\x23-\x5b\x5d-\x7e]+", "one scope, such as access_as_user")
+# Table Storage takes 63 characters; the ledger's name has eight more.
+_table_name = _matching(
+    r"[A-Za-z][A-Za-z0-9]{2,54}", "a table name: 3 to 55 letters and digits, first a letter"
+)
+_ncrontab = _matching(
+    r"[0-9A-Za-z*/,-]+( +[0-9A-Za-z*/,-]+){5}",
+    "an NCRONTAB expression of six fields, such as 0 0 3 * * *",
+)
+_lifetime = _duration(timedelta(minutes=1), LIFETIME_MINUTES[0], LIFETIME_MINUTES[-1])
+
+
 def _entra(reader: _Reader) -> EntraSettings:
     client_id = reader.read("ENTRA_CLIENT_ID", _guid)
     return EntraSettings(
         client_id=client_id,
         tenant_ids=reader.read("ENTRA_TENANT_IDS", _tenants),
-        audiences=reader.read("ENTRA_AUDIENCES", _audiences, f"api://{client_id}"),
+        audiences=reader.read(
+            "ENTRA_AUDIENCES", lambda text: frozenset(_items(text)), f"api://{client_id}"
+        ),
         required_scope=reader.read("ENTRA_REQUIRED_SCOPE", _scope_token, "access_as_user"),
         allowed_client_ids=reader.read("ENTRA_ALLOWED_CLIENT_IDS", _guids, ""),
         authority=reader.read("ENTRA_AUTHORITY_HOST", _authority, f"https://{PUBLIC_CLOUD}"),
@@ -216,10 +256,12 @@ def _prune(reader: _Reader) -> PruneSettings:
     # Only the timer's binding uses the schedule, as %PRUNE_SCHEDULE%; here it is only checked.
     reader.read("PRUNE_SCHEDULE", _ncrontab, "0 0 3 * * *")
     return PruneSettings(
-        idle=reader.read("PRUNE_IDLE_DAYS", _idle, "90"),
+        idle=reader.read(
+            "PRUNE_IDLE_DAYS", _duration(timedelta(days=1), MIN_IDLE.days, 36500), "90"
+        ),
         dry_run=reader.read("PRUNE_DRY_RUN", _boolean, "false"),
         max_share=reader.read("PRUNE_MAX_SHARE", _share, "0.2"),
-        max_deletes=reader.read("PRUNE_MAX_DELETES", _count, "5000"),
+        max_deletes=reader.read("PRUNE_MAX_DELETES", _count(1, 1_000_000), "5000"),
     )
 
 
@@ -231,10 +273,6 @@ def _guid(text: str) -> str:
 
 def _items(text: str) -> tuple[str, ...]:
     return tuple(item.strip() for item in text.split(",") if item.strip())
-
-
-def _audiences(text: str) -> frozenset[str]:
-    return frozenset(_items(text))
 
 
 def _guids(text: str) -> frozenset[str]:
@@ -250,14 +288,8 @@ def _tenants(text: str) -> frozenset[str] | None:
     return _guids(text)
 
 
-def _scope_token(text: str) -> str:
-    if not _SCOPE.fullmatch(text):
-        raise ValueError("is not one scope, such as access_as_user")
-    return text
-
-
-def _origin(text: str) -> tuple[str, str, str]:
-    """Return scheme, host and origin of a URL that is an origin and nothing more."""
+def _origin(text: str) -> tuple[str, str]:
+    """Return host and origin of a URL that is an origin and nothing more."""
     parts = urlsplit(text.rstrip("/"))
     host = parts.hostname or ""
     bare = f"{parts.scheme}://{parts.netloc}" == text.rstrip("/") and "@" not in parts.netloc
@@ -265,18 +297,18 @@ def _origin(text: str) -> tuple[str, str, str]:
         raise ValueError("is not a URL of scheme and host alone")
     if host not in LOOPBACK_HOSTS and (parts.scheme != "https" or parts.netloc != host):
         raise ValueError("is not https on the default port")
-    return parts.scheme, host, text.rstrip("/")
+    return host, text.rstrip("/")
 
 
 def _authority(text: str) -> str:
-    _, host, origin = _origin(text)
+    host, origin = _origin(text)
     if host not in LOOPBACK_HOSTS and host not in V1_ISSUERS:
         raise ValueError(f"is none of Entra's hosts: {', '.join(V1_ISSUERS)}")
     return origin
 
 
 def _acs_origin(text: str) -> str:
-    _, host, origin = _origin(text)
+    host, origin = _origin(text)
     if host not in LOOPBACK_HOSTS and not host.endswith(ACS_HOST_SUFFIXES):
         raise ValueError("is not the endpoint of an ACS resource (*.communication.azure.com)")
     return origin
@@ -314,7 +346,7 @@ def _table_endpoint(text: str) -> str:
         raise ValueError("is not https, which a managed identity needs")
     if parts.hostname in LOOPBACK_HOSTS:
         return text.rstrip("/")
-    if not TABLE_HOST.fullmatch(_origin(text)[1]):
+    if not TABLE_HOST.fullmatch(_origin(text)[0]):
         raise ValueError("is not a Table endpoint (https://*.table.core.windows.net)")
     return text.rstrip("/")
 
@@ -332,44 +364,11 @@ def _table_connection(text: str) -> str:
     return text
 
 
-def _table_name(text: str) -> str:
-    if not _TABLE.fullmatch(text):
-        raise ValueError("is not a table name: 3 to 55 letters and digits, first a letter")
-    return text
-
-
 def _acs_scopes(text: str) -> tuple[str, ...]:
     scopes = tuple(dict.fromkeys(_items(text)))
     if not scopes or not ACS_SCOPES.issuperset(scopes):
         raise ValueError(f"is not a list of {', '.join(sorted(ACS_SCOPES))}")
     return scopes
-
-
-def _whole(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise ValueError("is not a whole number")
-    return int(text)
-
-
-def _lifetime(text: str) -> timedelta:
-    minutes = _whole(text)
-    if minutes not in LIFETIME_MINUTES:
-        raise ValueError("is not between 60 and 1440 minutes")
-    return timedelta(minutes=minutes)
-
-
-def _idle(text: str) -> timedelta:
-    idle = timedelta(days=_whole(text))
-    if not MIN_IDLE <= idle <= timedelta(days=36500):
-        raise ValueError(f"is not between {MIN_IDLE.days} and 36500 days")
-    return idle
-
-
-def _count(text: str) -> int:
-    count = _whole(text)
-    if count == 0:
-        raise ValueError("is not at least 1")
-    return count
 
 
 def _share(text: str) -> float:
@@ -383,10 +382,3 @@ def _boolean(text: str) -> bool:
     if text.lower() not in {"true", "false"}:
         raise ValueError("is neither true nor false")
     return text.lower() == "true"
-
-
-def _ncrontab(text: str) -> str:
-    fields = text.split()
-    if len(fields) != 6 or not all(_NCRONTAB_FIELD.fullmatch(field) for field in fields):  # noqa: PLR2004
-        raise ValueError("is not an NCRONTAB expression of six fields, such as 0 0 3 * * *")
-    return text

@@ -222,7 +222,7 @@ def test_every_problem_at_once() -> None:
         "ENTRA_TENANT_IDS is missing",
         "set one of ACS_ENDPOINT and ACS_CONNECTION_STRING",
         "set one of MAPPINGS_TABLE_ENDPOINT and MAPPINGS_CONNECTION_STRING",
-        "PRUNE_IDLE_DAYS is not between 3 and 36500 days",
+        "PRUNE_IDLE_DAYS is not a whole number from 3 to 36500",
         "PRUNE_MAX_SHARE is not above 0 and at most 1",
     ) == caught.value.problems
 

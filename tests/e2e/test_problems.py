@@ -15,7 +15,7 @@ import pytest
 from local.directory import DAEMON, EXPENSES_API
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from local.stack import FunctionsHost
     from tests.e2e.conftest import Answer, Client, Running
@@ -157,6 +157,8 @@ async def test_tokens_for_somebody_else(app: Client, running: Running) -> None:
     "query",
     [
         "?scope=",
+        "?scope",
+        "?scope=&scope=voip",
         "?scope=voip,",
         "?scope=video",
         "?scope=VOIP",
@@ -178,10 +180,6 @@ async def test_tokens_for_somebody_else(app: Client, running: Running) -> None:
 )
 async def test_bad_queries(app: Client, running: Running, query: str) -> None:
     """Unknown members, and values out of range."""
-    if query == "?scope=":
-        # The host drops empty parameters, so this asks for everything.
-        assert (await app.get(f"/api/token{query}", running.somebody())).status in {200, 400}
-        return
     assert_problem(await app.get(f"/api/token{query}", running.somebody()), 400, "invalid_request")
 
 
@@ -222,6 +220,22 @@ async def test_bad_bodies(app: Client, running: Running, body: bytes) -> None:
     """Anything but one strict object of known members."""
     answer = await app.post(
         "/api/token", running.somebody(), data=body, headers={"Content-Type": "application/json"}
+    )
+
+    assert_problem(answer, 400, "invalid_request")
+
+
+async def test_chunked_body(app: Client, running: Running) -> None:
+    """The Functions host does not pass it on, so asking for less would be answered with more."""
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b'{"scopes": ["voip"]}'
+
+    answer = await app.post(
+        "/api/token",
+        running.somebody(),
+        data=chunks(),
+        headers={"Content-Type": "application/json"},
     )
 
     assert_problem(answer, 400, "invalid_request")
@@ -656,7 +670,7 @@ async def test_misconfigured(
     assert_problem(await app_at(host).get("/api/token", "x"), 503, "misconfigured")
     assert_problem(await app_at(host).get("/api/health/ready"), 503, "misconfigured")
     line = await host.printed("settings_invalid")
-    assert "ENTRA_CLIENT_ID is not a GUID; PRUNE_IDLE_DAYS is not between" in line
+    assert "ENTRA_CLIENT_ID is not a GUID; PRUNE_IDLE_DAYS is not a whole number" in line
 
 
 async def test_no_token_in_any_log(app: Client, running: Running) -> None:
