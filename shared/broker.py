@@ -76,6 +76,7 @@ class Broker:
         mappings: IdentityMappings,
         keys: SigningKeys,
         clock: Callable[[], datetime] = utc_now,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._validator = validator
@@ -84,7 +85,8 @@ class Broker:
         self._mappings = mappings
         self._keys = keys
         self._clock = clock
-        self._rate_limit = RateLimit(clock=time.monotonic)
+        self._monotonic = monotonic
+        self._rate_limit = RateLimit(clock=monotonic)
         self._issuing = SingleFlight[tuple[IdentityMapping, AcsToken]]()
         self._known_ids: OrderedDict[Person, str] = OrderedDict()
         self._probing = SingleFlight[BrokerError | None]()
@@ -148,10 +150,12 @@ class Broker:
         An answer holds for ten seconds. ACS is not asked: its outage would take every instance
         out of service, and none of them could do anything about it.
         """
-        if time.monotonic() >= self._probed_until:
+        if self._monotonic() >= self._probed_until:
             self._probed = await self._probing.run("ready", self._probe)
+            self._probed_until = self._monotonic() + READY_SECONDS
         if self._probed is not None:
-            raise self._probed
+            # One error is raised many times: it must not collect everyone's frames.
+            raise self._probed.with_traceback(None)
 
     async def _probe(self) -> BrokerError | None:
         try:
@@ -159,10 +163,7 @@ class Broker:
             await self._mappings.server_time()
         except BrokerError as error:
             return error
-        else:
-            return None
-        finally:
-            self._probed_until = time.monotonic() + READY_SECONDS
+        return None
 
     async def _issue(
         self, person: Person, scopes: frozenset[str], lifetime: timedelta

@@ -64,6 +64,7 @@ class Identities:
         acs: creates and deletes identities.
         mappings: the table that remembers them.
         clock: the time, in UTC.
+        poll_seconds: how long to wait before looking whether somebody else has finished.
     """
 
     def __init__(
@@ -72,10 +73,12 @@ class Identities:
         acs: AcsIdentity,
         mappings: IdentityMappings,
         clock: Callable[[], datetime] = utc_now,
+        poll_seconds: float = POLL_SECONDS,
     ) -> None:
         self._acs = acs
         self._mappings = mappings
         self._clock = clock
+        self._poll_seconds = poll_seconds
         self._in_flight = SingleFlight[IdentityMapping]()
 
     async def find(self, person: Person) -> IdentityMapping | None:
@@ -107,14 +110,19 @@ class Identities:
         if claimed is None:
             return False
         if claimed.acs_id:
-            await self._acs.delete(claimed.acs_id)
+            try:
+                await self._acs.delete(claimed.acs_id)
+            except BrokerError:
+                await self._give_back(claimed)
+                raise
         await self._mappings.remove(claimed)
         return True
 
-    async def delete_orphan(self, acs_id: str) -> None:
-        """Delete an identity that is in the ledger, then strike it off."""
+    async def delete_orphan(self, acs_id: str) -> bool:
+        """Delete an identity that is in the ledger, then strike it off; return True."""
         await self._acs.delete(acs_id)
         await self._mappings.remove_orphan(acs_id)
+        return True
 
     async def _get_or_create(self, person: Person) -> IdentityMapping:
         for _ in range(POLLS):
@@ -145,11 +153,14 @@ class Identities:
             case Step.TOUCH:
                 return await self._mappings.change(mapping, last_used_on=now)
             case Step.TAKE_OVER:
-                return await self._create(await self._mappings.change(mapping, lease_until=lease))
+                taken_over = await self._mappings.change(
+                    mapping, lease_until=lease, generation=mapping.generation + 1
+                )
+                return await self._create(taken_over)
             case Step.FINISH_DELETING:
                 await self.end(mapping)
             case Step.WAIT:
-                await asyncio.sleep(POLL_SECONDS)
+                await asyncio.sleep(self._poll_seconds)
         return None
 
     async def _create(self, intent: IdentityMapping | None) -> IdentityMapping | None:
@@ -161,8 +172,7 @@ class Identities:
         except BrokerError as error:
             # ACS may have made it all the same. No token was made for it, and none will be.
             audit.record("identity_not_created", {"code": error.code}, level=logging.WARNING)
-            with suppress(StorageUnavailableError):
-                await self._mappings.change(intent, lease_until=self._clock())
+            await self._give_back(intent)
             raise
         try:
             return await self._finalise(intent, acs_id)
@@ -171,15 +181,24 @@ class Identities:
             audit.record("identity_unreferenced", fields, level=logging.ERROR)
             raise
 
+    async def _give_back(self, mapping: IdentityMapping) -> None:
+        """Let the next request go on at once from where we could not."""
+        with suppress(StorageUnavailableError):
+            await self._mappings.change(mapping, lease_until=self._clock())
+
     async def _finalise(self, intent: IdentityMapping, acs_id: str) -> IdentityMapping | None:
         """Let the row point to the new identity; None if another owner has taken the row over."""
         now = self._clock()
         mapping = await self._mappings.change(
             intent, state=State.ACTIVE, acs_id=acs_id, lease_until=None, last_used_on=now
         )
-        if mapping is None:
-            await self._mappings.add_orphan(acs_id, reason="lost_lease", now=now)
-            await self.delete_orphan(acs_id)
-        else:
+        if mapping is not None:
             audit.note(created=True)
-        return mapping
+            return mapping
+        # Our write may have got through unseen, with somebody else's on top of it.
+        found = await self._mappings.read(intent.person)
+        if found is None or found.acs_id != acs_id:
+            await self._mappings.add_orphan(acs_id, reason="lost_lease", now=now)
+            with suppress(BrokerError):  # It is in the ledger: the timer does it.
+                await self.delete_orphan(acs_id)
+        return None

@@ -9,11 +9,12 @@ row points to and that still have to be deleted.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import secrets
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,12 +27,12 @@ from azure.core.exceptions import (
 )
 from azure.data.tables import TableErrorCode, UpdateMode
 
+from shared import audit
 from shared.entra import Person
 from shared.errors import StorageUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-    from datetime import datetime
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 
     from azure.core.pipeline import PipelineResponse
     from azure.data.tables import TableEntity
@@ -49,6 +50,7 @@ RETRIED_STATUSES = frozenset({None, 408, 429, 500, 502, 503, 504})
 # Only these mean that the entity is not there; TableNotFound has the same status and class.
 ABSENT = frozenset({TableErrorCode.RESOURCE_NOT_FOUND, TableErrorCode.ENTITY_NOT_FOUND})
 LEDGER_PARTITION = "orphan"
+DATES = ("leaseUntil", "createdOn", "lastUsedOn", "revokedBefore")
 
 Result = TypeVar("Result")
 
@@ -72,16 +74,16 @@ class IdentityMapping:
     acs_id: str = ""  # Empty while creating, and never afterwards.
     lease_until: datetime | None = None  # Until when somebody is at work on it.
     revoked_before: datetime | None = None  # Entra tokens from before are refused.
-    generation: int = 1
+    generation: int = 1  # How often somebody set out to make the identity.
     attempt: str = ""
     etag: str = ""
 
 
-class _AbsentError(Exception):
+class _AbsentError(StorageUnavailableError):
     """The entity is not there."""
 
 
-class _ChangedError(Exception):
+class _ChangedError(StorageUnavailableError):
     """Another writer was first, or our own first attempt whose answer was lost."""
 
 
@@ -144,27 +146,27 @@ class IdentityMappings:
         total = idle = 0
         async for entities in self._pages("", select=["state", "lastUsedOn"]):
             total += len(entities)
-            idle += sum(
-                entity.get("state") == State.ACTIVE and entity["lastUsedOn"] < idle_before
-                for entity in entities
-            )
+            for entity in entities:
+                used = entity.get("lastUsedOn")
+                if entity.get("state") == State.ACTIVE and isinstance(used, datetime):
+                    idle += used < idle_before
         return total, idle
 
     async def idle(self, *, idle_before: datetime) -> AsyncIterator[IdentityMapping]:
-        """Yield the active mappings that nobody used since a date."""
+        """Yield the active mappings that nobody used since a date, but no unreadable row."""
         condition = "state eq @state and lastUsedOn lt @date"
         parameters = {"state": State.ACTIVE.value, "date": idle_before}
         async for entities in self._pages(condition, parameters=parameters):
-            for entity in entities:
-                yield mapping_from_entity(entity)
+            for mapping in _readable(entities):
+                yield mapping
 
     async def interrupted(self, *, lease_before: datetime) -> AsyncIterator[IdentityMapping]:
-        """Yield the mappings whose creation or deletion has not moved on since a date."""
+        """Yield the mappings whose creation or deletion has not moved on, as `idle` does."""
         condition = "state ne @state and leaseUntil lt @date"
         parameters = {"state": State.ACTIVE.value, "date": lease_before}
         async for entities in self._pages(condition, parameters=parameters):
-            for entity in entities:
-                yield mapping_from_entity(entity)
+            for mapping in _readable(entities):
+                yield mapping
 
     async def add_orphan(self, acs_id: str, *, reason: str, now: datetime) -> None:
         """Enter an ACS identity that must be deleted into the ledger."""
@@ -190,17 +192,17 @@ class IdentityMappings:
 
     async def server_time(self) -> datetime:
         """Return Table Storage's clock, from an answer of the table of mappings."""
-        dates: list[str] = []
+        dates: list[datetime] = []
 
         def keep_date(response: PipelineResponse[Any, Any]) -> None:
-            dates.append(response.http_response.headers["Date"])
+            dates.append(parsedate_to_datetime(response.http_response.headers["Date"]))
 
         with suppress(_AbsentError):
             await _attempt(
                 lambda: self._mappings.get_entity("clock", "clock", raw_response_hook=keep_date),
                 READ_ATTEMPTS,
             )
-        return parsedate_to_datetime(dates[-1])
+        return dates[-1]
 
     def _pages(self, condition: str, **options: Any) -> AsyncIterator[list[TableEntity]]:  # noqa: ANN401 - the SDK's
         return _pages_of(self._mappings, condition, **options)
@@ -213,14 +215,14 @@ class IdentityMappings:
         mine = replace(mapping, attempt=secrets.token_hex(8))
         try:
             written = await _attempt(lambda: write(entity_from_mapping(mine)), WRITE_ATTEMPTS)
-        except (_ChangedError, _AbsentError, StorageUnavailableError) as exc:
+        except StorageUnavailableError as exc:
             # The row knows better than the answer, which may be to our own second attempt.
             found = await self.read(mine.person)
             if found is not None and found.attempt == mine.attempt:
                 return found
-            if isinstance(exc, StorageUnavailableError):
-                raise
-            return None
+            if isinstance(exc, _ChangedError | _AbsentError):
+                return None
+            raise
         return replace(mine, etag=str(written["etag"]))
 
 
@@ -256,20 +258,33 @@ def mapping_from_entity(entity: TableEntity) -> IdentityMapping:
     try:
         if entity["schema"] != SCHEMA:
             raise StorageUnavailableError("a row of another schema version")
+        dates = {name: entity[name] for name in DATES if name in entity}
+        if not all(isinstance(date, datetime) for date in dates.values()):
+            raise StorageUnavailableError("a row with a date that is none")
         return IdentityMapping(
             person=Person(entity["PartitionKey"].partition("_")[0], entity["RowKey"]),
             state=State(entity["state"]),
             acs_id=entity["acsId"] if entity["state"] == State.ACTIVE else entity.get("acsId", ""),
             generation=entity["generation"],
             attempt=entity["attempt"],
-            lease_until=entity.get("leaseUntil"),
-            created_on=entity["createdOn"],
-            last_used_on=entity["lastUsedOn"],
-            revoked_before=entity.get("revokedBefore"),
+            lease_until=dates.get("leaseUntil"),
+            created_on=dates["createdOn"],
+            last_used_on=dates["lastUsedOn"],
+            revoked_before=dates.get("revokedBefore"),
             etag=entity.metadata["etag"] or "",
         )
     except (KeyError, ValueError, AttributeError) as exc:
         raise StorageUnavailableError("a row that cannot be read") from exc
+
+
+def _readable(entities: Iterable[TableEntity]) -> Iterator[IdentityMapping]:
+    """Yield the mappings of a page; a row that cannot be read must not hold up the others."""
+    for entity in entities:
+        try:
+            yield mapping_from_entity(entity)
+        except StorageUnavailableError as error:
+            fields = {"object_id": entity.get("RowKey"), "reason": str(error)}
+            audit.record("mapping_unreadable", fields, level=logging.ERROR)
 
 
 async def _pages_of(

@@ -7,18 +7,20 @@ import logging
 import time
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 from shared import audit
+from shared.errors import UpstreamBadResponseError
 from shared.identities import utc_now
 from shared.mappings import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from datetime import datetime
 
     from shared.identities import Identities
-    from shared.mappings import IdentityMapping, IdentityMappings
+    from shared.mappings import IdentityMappings
     from shared.settings import PruneSettings
 
 # ACS allows 500 deletes in 30 seconds; 5 a second are 30 % of that.
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 SECONDS_PER_DELETE = 0.2
 ABANDONED_AFTER = timedelta(minutes=10)
 MAX_CLOCK_OFFSET = timedelta(minutes=5)
-MAX_SECONDS = 25 * 60  # host.json ends a run after 30 minutes.
+MAX_DURATION = timedelta(minutes=25)  # host.json ends a run after 30 minutes.
 
 
 @dataclass(slots=True)
@@ -39,6 +41,7 @@ class PruneReport:
     pruned: int = 0
     finished: int = 0  # Interrupted creations and deletions.
     orphans: int = 0  # Identities deleted from the ledger.
+    refused: int = 0  # Identities that ACS would not delete.
     stopped: str | None = None  # Which brake ended the run, if one did.
 
 
@@ -78,7 +81,7 @@ class Pruner:
         started = time.monotonic()
         event, level = "prune_failed", logging.ERROR
         try:
-            await self._run(report, until=started + MAX_SECONDS)
+            await self._run(report)
             event, level = "prune_finished", logging.INFO
         except _BrakeError as brake:
             report.stopped = str(brake)
@@ -88,8 +91,9 @@ class Pruner:
             audit.record(event, {**asdict(report), "ms": ms}, level=level)
         return report
 
-    async def _run(self, report: PruneReport, *, until: float) -> None:
+    async def _run(self, report: PruneReport) -> None:
         now = self._clock()
+        until = now + MAX_DURATION
         if abs(await self._mappings.server_time() - now) > MAX_CLOCK_OFFSET:
             raise _BrakeError("clock")
         await self._finish(report, now, until)
@@ -100,28 +104,34 @@ class Pruner:
         async for mapping in self._mappings.idle(idle_before=idle_before):
             if report.pruned == self._settings.max_deletes:
                 raise _BrakeError("deletes")
-            report.pruned += await self._end(mapping, until)
+            report.pruned += await self._do(report, partial(self._identities.end, mapping), until)
 
-    async def _finish(self, report: PruneReport, now: datetime, until: float) -> None:
+    async def _finish(self, report: PruneReport, now: datetime, until: datetime) -> None:
         """Finish interrupted creations and deletions, and empty the ledger of orphans."""
         async for mapping in self._mappings.interrupted(lease_before=now):
             abandoned = mapping.lease_until is None or mapping.lease_until < now - ABANDONED_AFTER
             if mapping.state is State.DELETING or abandoned:
-                report.finished += await self._end(mapping, until)
+                end = partial(self._identities.end, mapping)
+                report.finished += await self._do(report, end, until)
         async for acs_id in self._mappings.orphans():
-            await self._pace(until)
-            if not self._settings.dry_run:
-                await self._identities.delete_orphan(acs_id)
-            report.orphans += 1
+            delete = partial(self._identities.delete_orphan, acs_id)
+            report.orphans += await self._do(report, delete, until)
 
-    async def _end(self, mapping: IdentityMapping, until: float) -> bool:
-        """End one identity, unless it is used meanwhile or nothing may be touched."""
+    async def _do(
+        self, report: PruneReport, work: Callable[[], Awaitable[bool]], until: datetime
+    ) -> bool:
+        """Do one piece of work at the allowed pace; a dry run only counts it.
+
+        An identity that ACS refuses to delete must not hold up all those behind it: it is counted
+        as refused, and found again by the next run.
+        """
         if self._settings.dry_run:
             return True
-        await self._pace(until)
-        return await self._identities.end(mapping)
-
-    async def _pace(self, until: float) -> None:
-        if time.monotonic() > until:
+        if self._clock() > until:
             raise _BrakeError("time")
         await asyncio.sleep(self._seconds_per_delete)
+        try:
+            return await work()
+        except UpstreamBadResponseError:
+            report.refused += 1
+            return False

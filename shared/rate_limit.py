@@ -30,8 +30,9 @@ class RateLimit:
         now = self._clock()
         left, since = self._buckets.pop(key, (BURST, now))
         left = min(BURST, left + (now - since) * PER_SECOND)
-        self._buckets[key] = (max(0, left - 1), now)
+        granted = left >= 1
+        self._buckets[key] = (left - granted, now)  # A refusal costs nothing.
         if len(self._buckets) > MAX_REMEMBERED:
             self._buckets.popitem(last=False)
-        if left < 1:
+        if not granted:
             raise RateLimitedError("over the limit for one person", retry_after=1 / PER_SECOND)

@@ -139,14 +139,20 @@ class SigningKeys:
             self._unknown.popitem(last=False)
 
     async def _refresh_on_demand(self) -> None:
-        """Join the fetch that is under way, or start one if the budget allows; wait a little."""
-        if self._refresher is None:
-            self._refresher = asyncio.create_task(self._keep_fresh())
-            await asyncio.sleep(0)  # It starts with a fetch.
+        """Join the fetch that is under way, or start one if the budget allows; wait a little.
+
+        Raises:
+            KeysUnavailableError: the answer is still outstanding.
+        """
         if self._fetching is None and not self._spend():
             return
+        fetching = self._fetch_once()
+        if self._refresher is None:
+            self._refresher = asyncio.create_task(self._keep_fresh())  # Joins this fetch.
         # The fetch is shared: who stops waiting must not stop it.
-        await asyncio.wait([self._fetch_once()], timeout=WAIT_FOR_FETCH)
+        done, _ = await asyncio.wait([fetching], timeout=WAIT_FOR_FETCH)
+        if not done:
+            raise KeysUnavailableError("Entra is slow to answer")
 
     def _spend(self) -> bool:
         """Take one fetch from the budget. What counts is the attempt, not its success."""

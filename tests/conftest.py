@@ -167,4 +167,4 @@ def person() -> Person:
 @pytest.fixture
 def identities(acs_identity: AcsIdentity, store: Store, clock: Clock) -> Identities:
     """The identity protocol of one process."""
-    return Identities(acs=acs_identity, mappings=store.mappings, clock=clock)
+    return Identities(acs=acs_identity, mappings=store.mappings, clock=clock, poll_seconds=0.02)

@@ -15,7 +15,7 @@ from azure.core.exceptions import ResourceNotFoundError
 from shared.mappings import IdentityMapping, State, entity_from_mapping, partition_key
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
     from contextlib import AbstractAsyncContextManager
 
     from azure.data.tables.aio import TableClient
@@ -75,8 +75,20 @@ class Clock:
 
 def mapping_of(person: Person, now: datetime, **changes: Any) -> IdentityMapping:
     """Return a person's active mapping, used just now, with changes."""
-    members = {"state": State.ACTIVE, "acs_id": ACS_ID, "created_on": now, "last_used_on": now}
+    members: dict[str, Any] = {
+        "state": State.ACTIVE,
+        "acs_id": ACS_ID,
+        "created_on": now,
+        "last_used_on": now,
+    }
     return IdentityMapping(person=person, attempt="0" * 16, **(members | changes))
+
+
+async def until(condition: Callable[[], bool], *, seconds: float = 5) -> None:
+    """Wait until something in the background has happened."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - nothing tells when a counter changes
+            await asyncio.sleep(0.01)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,589 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import jwt
+import pytest
+from aiohttp import web
+from azure.communication.identity import CommunicationUserIdentifier
+from azure.communication.identity.aio import CommunicationIdentityClient
+from azure.core.credentials import AzureKeyCredential
+from azure.identity.aio import ManagedIdentityCredential
+
+from local.acs import AcsEmulator
+from local.certificates import Certificates
+from local.directory import USER_ASSIGNED_IDENTITY
+from local.entra import EntraEmulator
+from local.managed_identity import ManagedIdentityEmulator
+from local.serving import serve
+from shared import acs as acs_module
+from shared.acs import AcsIdentity
+from shared.errors import (
+    IdentityGoneError,
+    UpstreamAuthError,
+    UpstreamBadResponseError,
+    UpstreamThrottledError,
+    UpstreamTimeoutError,
+    UpstreamUnavailableError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from local.entra_tokens import SigningKey
+    from shared.errors import (
+        BrokerError,
+    )
+
+    Call = Callable[[AcsIdentity, str], Awaitable[Any]]
+
+HOUR = timedelta(hours=1)
+UNKNOWN_ID = "8:acs:ac5ac5ac-0000-4000-8000-000000000001_00000005-0000-0000-0000-000000000000"
+# Bodies that are no JSON object, or not as the contract has it.
+NONSENSE = [
+    pytest.param({"body": "{}"}, id="empty object"),
+    pytest.param({"body": "null"}, id="null"),
+    pytest.param({"body": ""}, id="nothing"),
+    pytest.param({"body": "[]"}, id="list"),
+    pytest.param({"body": "5"}, id="number"),
+    pytest.param({"body": "<html>", "content_type": "text/html"}, id="HTML"),
+    pytest.param({"body": "<html>"}, id="HTML called JSON"),
+    pytest.param({"body": '{"identity": '}, id="broken JSON"),
+    pytest.param({"body": "[" * 100_000}, id="deep"),
+    pytest.param({"body": "{}", "headers": {"Content-Encoding": "gzip"}}, id="bad compression"),
+    pytest.param({"truncate": 20}, id="truncated"),
+]
+# What a failure of ACS is to the caller, whatever was asked.
+FAILURES = [
+    pytest.param({"status": 400}, UpstreamBadResponseError, id="400"),
+    pytest.param({"status": 401}, UpstreamAuthError, id="401"),
+    pytest.param({"status": 403}, UpstreamAuthError, id="403"),
+    pytest.param({"status": 408}, UpstreamTimeoutError, id="408"),
+    pytest.param({"status": 409}, UpstreamBadResponseError, id="409"),
+    pytest.param({"status": 429}, UpstreamThrottledError, id="429"),
+    pytest.param({"status": 500}, UpstreamUnavailableError, id="500"),
+    pytest.param({"status": 502}, UpstreamUnavailableError, id="502"),
+    pytest.param({"status": 503}, UpstreamUnavailableError, id="503"),
+    pytest.param({"status": 504}, UpstreamUnavailableError, id="504"),
+    pytest.param(
+        {"status": 503, "body": "<html>", "content_type": "text/html"},
+        UpstreamUnavailableError,
+        id="503 in HTML",
+    ),
+    pytest.param({"status": 503, "body": "<"}, UpstreamUnavailableError, id="503 in broken JSON"),
+    pytest.param(
+        {"status": 307, "body": "", "headers": {"Location": "/identities"}},
+        UpstreamBadResponseError,
+        id="redirect",
+    ),
+]
+
+
+def issue(acs_identity: AcsIdentity, acs_id: str, **changes: Any) -> Any:
+    """Ask for a token for chat, for an hour."""
+    asked: dict[str, Any] = {
+        "scopes": ["chat"],
+        "lifetime": HOUR,
+        "now": datetime.now(UTC),
+    } | changes
+    return acs_identity.issue(acs_id, **asked)
+
+
+CALLS: list[Any] = [
+    pytest.param("create", lambda acs_identity, _: acs_identity.create(), id="create"),
+    pytest.param("issue", issue, id="issue"),
+    pytest.param("delete", lambda acs_identity, acs_id: acs_identity.delete(acs_id), id="delete"),
+]
+
+
+@pytest.fixture
+async def acs_id(acs_identity: AcsIdentity) -> str:
+    """The id of an identity that exists."""
+    return await acs_identity.create()
+
+
+@pytest.mark.parametrize(("operation", "call"), CALLS)
+class TestFailures:
+    """What all operations have in common: one answer, one error, no sleep."""
+
+    @pytest.mark.parametrize(("fault", "error"), FAILURES)
+    async def test_status(
+        self,
+        acs: AcsEmulator,
+        acs_identity: AcsIdentity,
+        acs_id: str,
+        operation: str,
+        call: Call,
+        fault: dict[str, Any],
+        error: type[BrokerError],
+    ) -> None:
+        """A status becomes its error, ACS is asked once, and its words stay here."""
+        before = acs.faults.count(operation)
+        acs.faults.fail_next(operation, **fault)
+
+        with pytest.raises(error) as raised:
+            await call(acs_identity, acs_id)
+
+        assert error is type(raised.value)
+        assert before + 1 == acs.faults.count(operation)
+        assert "on command" not in str(raised.value)
+        assert "<" not in str(raised.value)
+
+    @pytest.mark.parametrize(
+        ("status", "error"),
+        [
+            (400, UpstreamThrottledError),
+            (401, UpstreamAuthError),
+            (429, UpstreamThrottledError),
+            (503, UpstreamUnavailableError),
+        ],
+    )
+    async def test_retry_after(
+        self,
+        acs: AcsEmulator,
+        acs_identity: AcsIdentity,
+        acs_id: str,
+        operation: str,
+        call: Call,
+        status: int,
+        error: type[BrokerError],
+    ) -> None:
+        """Nobody sleeps for the day that Retry-After asks for; the caller is told of it."""
+        before = acs.faults.count(operation)
+        acs.faults.fail_next(operation, status=status, headers={"Retry-After": "86400"})
+
+        async with asyncio.timeout(3):
+            with pytest.raises(error) as raised:
+                await call(acs_identity, acs_id)
+
+        assert before + 1 == acs.faults.count(operation)
+        assert error is UpstreamAuthError or 86400 == raised.value.retry_after
+
+    @pytest.mark.parametrize("text", ["", "soon", "-1", "1.5", "Fri, 31 Dec 9999 23:59:59 GMT"])
+    async def test_odd_retry_after(
+        self,
+        acs: AcsEmulator,
+        acs_identity: AcsIdentity,
+        acs_id: str,
+        operation: str,
+        call: Call,
+        text: str,
+    ) -> None:
+        """A Retry-After that is no number of seconds is not passed on."""
+        acs.faults.fail_next(operation, status=429, headers={"Retry-After": text})
+
+        with pytest.raises(UpstreamThrottledError) as raised:
+            await call(acs_identity, acs_id)
+
+        assert UpstreamThrottledError.retry_after == raised.value.retry_after
+
+
+async def test_deadlines(acs: AcsEmulator, acs_identity: AcsIdentity, acs_id: str) -> None:
+    """An answer that does not come, or comes byte by byte, is given up after four seconds."""
+    acs.faults.clear()
+    acs.faults.fail_next("create", delay=5)
+    acs.faults.fail_next("delete", delay=5)
+    acs.faults.fail_next("issue", drip=0.5)
+
+    async with asyncio.timeout(acs_module.OPERATION_SECONDS + 0.5):
+        outcomes = await asyncio.gather(
+            acs_identity.create(),
+            acs_identity.delete(acs_id),
+            issue(acs_identity, acs_id),
+            return_exceptions=True,
+        )
+
+    assert [UpstreamTimeoutError] * 3 == [type(outcome) for outcome in outcomes]
+    assert [1, 1, 1] == [acs.faults.count(name) for name in ("create", "delete", "issue")]
+
+
+class TestReachability:
+    """ACS is not where we look for it."""
+
+    async def test_nobody_there(self) -> None:
+        """Nobody to talk to is 503."""
+        async with CommunicationIdentityClient(
+            "http://127.0.0.1:1", AzureKeyCredential("a2V5")
+        ) as client:
+            with pytest.raises(UpstreamUnavailableError):
+                await AcsIdentity(client=client).create()
+
+    async def test_certificate_of_a_stranger(self, tmp_path: Path) -> None:
+        """A host whose certificate we do not trust gets nothing from us."""
+        emulator = AcsEmulator(access_key="a2V5")
+        tls = Certificates(tmp_path).server_context()
+        async with (
+            serve(emulator.application(), tls=tls) as url,
+            CommunicationIdentityClient(url, AzureKeyCredential("a2V5")) as client,
+        ):
+            with pytest.raises(UpstreamUnavailableError):
+                await AcsIdentity(client=client).create()
+        assert 0 == emulator.faults.count("create")
+
+    async def test_not_http(self) -> None:
+        """Something that does not speak HTTP gives an answer that cannot be used."""
+
+        async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"220 mail.example ESMTP\r\n\r\n")
+            writer.close()
+            await writer.wait_closed()
+
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        async with (
+            server,
+            CommunicationIdentityClient(
+                f"http://127.0.0.1:{port}", AzureKeyCredential("a2V5")
+            ) as client,
+        ):
+            with pytest.raises(UpstreamBadResponseError):
+                await AcsIdentity(client=client).create()
+
+    async def test_other_key(self, acs: AcsEmulator) -> None:
+        """A key that was rotated is our fault, not the caller's: 502."""
+        async with CommunicationIdentityClient(acs.url, AzureKeyCredential("b3RoZXI=")) as client:
+            with pytest.raises(UpstreamAuthError):
+                await AcsIdentity(client=client).create()
+        assert not acs.created
+
+
+class TestCreate:
+    """An identity whose creation is not certain is never asked for twice."""
+
+    async def test_id(self, acs: AcsEmulator, acs_identity: AcsIdentity) -> None:
+        """It returns the id of a new identity, which has no token."""
+        acs_id = await acs_identity.create()
+
+        assert [acs_id] == acs.created
+        assert not acs.issued
+
+    @pytest.mark.parametrize("fault", NONSENSE)
+    async def test_nonsense(
+        self, acs: AcsEmulator, acs_identity: AcsIdentity, fault: dict[str, Any]
+    ) -> None:
+        """An answer without a usable id is 502, and ACS is asked once."""
+        acs.faults.fail_next("create", **({"status": 201} if "body" in fault else {}), **fault)
+
+        with pytest.raises(UpstreamBadResponseError):
+            await acs_identity.create()
+
+        assert 1 == acs.faults.count("create")
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            pytest.param(None, id="null"),
+            pytest.param("", id="empty"),
+            pytest.param(5, id="number"),
+            pytest.param(["a"], id="list"),
+            pytest.param("ada@contoso.example", id="mail address"),
+            pytest.param("8:orgid:3e7a1c52-90b4-4d6f-8a21-5c0d9e4b7f10", id="Teams user"),
+            pytest.param(f"{UNKNOWN_ID}\n", id="line end"),
+            pytest.param(f"{UNKNOWN_ID}/../x", id="path"),
+            pytest.param(f"8:acs:{'a' * 36}_{'b' * 65}", id="too long"),
+        ],
+    )
+    async def test_bad_id(self, acs: AcsEmulator, acs_identity: AcsIdentity, value: object) -> None:
+        """What is not the id of an ACS identity is not taken for one."""
+        body = json.dumps({"identity": {"id": value}})
+        acs.faults.fail_next("create", status=201, body=body)
+
+        with pytest.raises(UpstreamBadResponseError):
+            await acs_identity.create()
+
+    async def test_other_success(self, acs: AcsEmulator, acs_identity: AcsIdentity) -> None:
+        """A 200 in place of the 201 of the contract is not understood."""
+        body = json.dumps({"identity": {"id": UNKNOWN_ID}})
+        acs.faults.fail_next("create", status=200, body=body)
+
+        with pytest.raises(UpstreamBadResponseError):
+            await acs_identity.create()
+
+    async def test_not_found(self, acs: AcsEmulator, acs_identity: AcsIdentity) -> None:
+        """A 404 is no word about an identity here: the endpoint is not ACS."""
+        acs.faults.fail_next("create", status=404)
+
+        with pytest.raises(UpstreamBadResponseError):
+            await acs_identity.create()
+
+    @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+    async def test_reset(self, acs: AcsEmulator, acs_identity: AcsIdentity, after: bool) -> None:  # noqa: FBT001
+        """A connection that breaks, before or after the identity was made: one POST, 503."""
+        acs.faults.fail_next("create", reset=True, after=after)
+
+        with pytest.raises(UpstreamUnavailableError):
+            await acs_identity.create()
+
+        assert 1 == acs.faults.count("create")
+        assert after == len(acs.created)
+
+
+class TestIssue:
+    """A token is handed on only if it is what was asked for."""
+
+    async def test_token(self, acs: AcsEmulator, acs_identity: AcsIdentity, acs_id: str) -> None:
+        """The token is the identity's, with the scopes and the lifetime asked for."""
+        now = datetime.now(UTC)
+        issued = await issue(
+            acs_identity, acs_id, scopes={"voip", "chat"}, lifetime=timedelta(minutes=75), now=now
+        )
+
+        claims = jwt.decode(issued.token, options={"verify_signature": False})
+        assert f"8:{claims['skypeid']}" == acs_id
+        assert {"chat", "voip"} == set(claims["acsScope"].split(","))
+        assert abs(issued.expires_on - now - timedelta(minutes=75)) < timedelta(seconds=5)
+        assert issued.token not in repr(issued)
+        assert acs.token_is_valid(issued.token)
+
+    async def test_identity_gone(self, acs: AcsEmulator, acs_identity: AcsIdentity) -> None:
+        """An identity that ACS does not know any more is told apart, and asked for once."""
+        with pytest.raises(IdentityGoneError):
+            await issue(acs_identity, UNKNOWN_ID)
+
+        assert 1 == acs.faults.count("issue")
+
+    async def test_once_more_after_a_reset(
+        self, acs: AcsEmulator, acs_identity: AcsIdentity, acs_id: str
+    ) -> None:
+        """A connection that breaks is tried once more, at once."""
+        acs.faults.fail_next("issue", reset=True)
+
+        assert (await issue(acs_identity, acs_id)).token
+        assert 2 == acs.faults.count("issue")
+
+    async def test_not_a_third_time(
+        self, acs: AcsEmulator, acs_identity: AcsIdentity, acs_id: str
+    ) -> None:
+        """Once more, and then it is 503."""
+        acs.faults.fail_next("issue", reset=True, times=2)
+
+        with pytest.raises(UpstreamUnavailableError):
+            await issue(acs_identity, acs_id)
+        assert 2 == acs.faults.count("issue")
+
+    @pytest.mark.parametrize("fault", NONSENSE)
+    async def test_nonsense(
+        self, acs: AcsEmulator, acs_identity: AcsIdentity, acs_id: str, fault: dict[str, Any]
+    ) -> None:
+        """An answer without a usable token is 502."""
+        acs.faults.fail_next("issue", **fault)
+
+        with pytest.raises(UpstreamBadResponseError):
+            await issue(acs_identity, acs_id)
+
+        assert 1 == acs.faults.count("issue")
+
+    @pytest.mark.parametrize("hours", [1, 24])
+    @pytest.mark.parametrize(
+        "form",
+        [
+            "{:%Y-%m-%dT%H:%M:%S}+00:00",
+            "{:%Y-%m-%dT%H:%M:%S}.1+00:00",
+            "{:%Y-%m-%dT%H:%M:%S}.1234567+00:00",
+            "{:%Y-%m-%dT%H:%M:%S}.9028648Z",
+        ],
+    )
+    async def test_expiry(
+        self, acs: AcsEmulator, acs_identity: AcsIdentity, acs_id: str, form: str, hours: int
+    ) -> None:
+        """The forms of a date that ACS has been seen to send are understood."""
+        now = datetime.now(UTC)
+        expires_on = form.format(now + timedelta(hours=hours))
+        body = json.dumps({"token": "opaque", "expiresOn": expires_on})
+        acs.faults.fail_next("issue", body=body)
+
+        issued = await issue(acs_identity, acs_id, lifetime=timedelta(hours=hours), now=now)
+
+        assert abs(issued.expires_on - now - timedelta(hours=hours)) <= timedelta(seconds=1)
+
+    @pytest.mark.parametrize(
+        "expires_on",
+        [
+            pytest.param(lambda now: None, id="null"),
+            pytest.param(lambda now: "", id="empty"),
+            pytest.param(lambda now: "tomorrow", id="no date"),
+            pytest.param(lambda now: int((now + HOUR).timestamp()), id="Unix time"),
+            pytest.param(lambda now: [str(now + HOUR)], id="list"),
+            pytest.param(lambda now: f"{now + HOUR:%Y-%m-%dT%H:%M:%S}", id="no zone"),
+            pytest.param(lambda now: f"{now + HOUR:%Y-%m-%d}", id="a day"),
+            pytest.param(lambda now: f"{now + HOUR:%G-W%V}", id="a week"),
+            pytest.param(lambda now: str(now - HOUR), id="past"),
+            pytest.param(str, id="an hour too early"),
+            pytest.param(lambda now: str(now + 2 * HOUR), id="an hour too late"),
+            pytest.param(lambda now: str(now + timedelta(minutes=54)), id="6 minutes too early"),
+            pytest.param(lambda now: "9999-12-31T23:59:59+00:00", id="year 9999"),
+            pytest.param(lambda now: "9999-12-31T23:59:59-23:59", id="beyond year 9999"),
+            pytest.param(lambda now: "0001-01-01T00:00:00+23:59", id="before year 1"),
+        ],
+    )
+    async def test_bad_expiry(
+        self,
+        acs: AcsEmulator,
+        acs_identity: AcsIdentity,
+        acs_id: str,
+        expires_on: Callable[[datetime], object],
+    ) -> None:
+        """A token whose end is not what was asked for is not handed out."""
+        now = datetime.now(UTC)
+        body = json.dumps({"token": "opaque", "expiresOn": expires_on(now)})
+        acs.faults.fail_next("issue", body=body)
+
+        with pytest.raises(UpstreamBadResponseError):
+            await issue(acs_identity, acs_id, now=now)
+
+    @pytest.mark.parametrize(
+        "claims",
+        [
+            pytest.param({"skypeid": UNKNOWN_ID.removeprefix("8:")}, id="other identity"),
+            pytest.param({"skypeid": None}, id="identity null"),
+            pytest.param({"skypeid": 5}, id="identity no text"),
+            pytest.param({"acsScope": "chat,voip"}, id="more scopes"),
+            pytest.param({"acsScope": "voip"}, id="other scope"),
+            pytest.param({"acsScope": ["chat", "voip"]}, id="scopes a list"),
+        ],
+    )
+    async def test_token_of_another(
+        self, acs: AcsEmulator, acs_identity: AcsIdentity, acs_id: str, claims: dict[str, Any]
+    ) -> None:
+        """A token that says it is for somebody else, or for more, is not handed out."""
+        now = datetime.now(UTC)
+        good = {"skypeid": acs_id.removeprefix("8:"), "acsScope": "chat"}
+        token = jwt.encode(good | claims, "k" * 32)
+        body = json.dumps({"token": token, "expiresOn": str(now + HOUR)})
+        acs.faults.fail_next("issue", body=body)
+
+        with pytest.raises(UpstreamBadResponseError):
+            await issue(acs_identity, acs_id, now=now)
+
+    @pytest.mark.parametrize(
+        "token",
+        [
+            "opaque",
+            "a.b.c",
+            "a.b.c.d.e",
+            "..",
+            "é.ü.",
+            "a.eyJza3lwZWlkIjoiYSIsInNreXBlaWQiOiJiIn0.c",  # Names skypeid twice.
+            jwt.encode({}, "k" * 32),
+        ],
+    )
+    async def test_opaque_token(
+        self, acs: AcsEmulator, acs_identity: AcsIdentity, acs_id: str, token: str
+    ) -> None:
+        """The token's format is no contract: one that cannot be read is handed on as it is."""
+        now = datetime.now(UTC)
+        body = json.dumps({"token": token, "expiresOn": str(now + HOUR)})
+        acs.faults.fail_next("issue", body=body)
+
+        assert token == (await issue(acs_identity, acs_id, now=now)).token
+
+    @pytest.mark.parametrize("token", [None, ""])
+    async def test_no_token(
+        self, acs: AcsEmulator, acs_identity: AcsIdentity, acs_id: str, token: object
+    ) -> None:
+        """No token is no token, whenever it expires."""
+        now = datetime.now(UTC)
+        body = json.dumps({"token": token, "expiresOn": str(now + HOUR)})
+        acs.faults.fail_next("issue", body=body)
+
+        with pytest.raises(UpstreamBadResponseError):
+            await issue(acs_identity, acs_id, now=now)
+
+    async def test_quota(self, acs: AcsEmulator, acs_identity: AcsIdentity, acs_id: str) -> None:
+        """Over the quota of the resource, the caller is told when to come back."""
+        acs.quotas["issue"] = 0
+
+        with pytest.raises(UpstreamThrottledError) as raised:
+            await issue(acs_identity, acs_id)
+
+        assert raised.value.retry_after
+        assert 0 < raised.value.retry_after <= 30
+
+
+class TestDelete:
+    """What is gone is done."""
+
+    async def test_deletes(self, acs: AcsEmulator, acs_identity: AcsIdentity, acs_id: str) -> None:
+        """An identity is deleted, with its tokens."""
+        token = (await issue(acs_identity, acs_id)).token
+
+        await acs_identity.delete(acs_id)
+
+        assert [acs_id] == acs.deleted
+        assert not acs.token_is_valid(token)
+
+    async def test_gone(self, acs_identity: AcsIdentity, acs_id: str) -> None:
+        """To delete it again is as good."""
+        await acs_identity.delete(acs_id)
+        await acs_identity.delete(acs_id)
+
+    async def test_reply_lost(
+        self, acs: AcsEmulator, acs_identity: AcsIdentity, acs_id: str
+    ) -> None:
+        """Where the reply is lost, aiohttp asks again; the 404 it then gets is done, too."""
+        acs.faults.fail_next("delete", reset=True, after=True)
+
+        await acs_identity.delete(acs_id)
+
+        assert 2 == acs.faults.count("delete")
+
+
+class TestManagedIdentity:
+    """Without a key: Entra tokens over TLS, as in Azure."""
+
+    async def test_token(
+        self, entra_keys: list[SigningKey], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A managed identity opens ACS; one that gets no token is our fault: 502."""
+        certificates = Certificates(tmp_path)
+        entra = EntraEmulator(keys=entra_keys)
+        entra.url = "https://entra.example"
+        identity = ManagedIdentityEmulator(entra, "secret")
+        acs = AcsEmulator(access_key="a2V5", verify_bearer=entra.verify)
+        verify = str(certificates.authority_file)
+        async with (
+            serve(identity.application()) as identity.url,
+            serve(acs.application(), tls=certificates.server_context()) as acs.url,
+        ):
+            monkeypatch.setenv("IDENTITY_ENDPOINT", identity.endpoint)
+            monkeypatch.setenv("IDENTITY_HEADER", "secret")
+            async with (
+                ManagedIdentityCredential(client_id=USER_ASSIGNED_IDENTITY.client_id) as credential,
+                CommunicationIdentityClient(
+                    acs.url, credential, connection_verify=verify
+                ) as client,
+            ):
+                acs_identity = AcsIdentity(client=client)
+                identity.faults.fail_next("token", status=400)
+                with pytest.raises(UpstreamAuthError):
+                    await acs_identity.create()
+
+                acs_id = await acs_identity.create()
+                token = (await issue(acs_identity, acs_id)).token
+
+        assert acs.token_is_valid(token)
+        assert 2 == identity.faults.count("token")
+
+
+class TestSdkBackstop:
+    """What we rely on the SDK for, so that an upgrade fails here first."""
+
+    async def test_expiry_is_text(self) -> None:
+        """The SDK's type says int; what comes is ACS's text, unread."""
+
+        async def answer(_request: web.Request) -> web.Response:
+            return web.json_response({"token": "a", "expiresOn": "tomorrow"})
+
+        app = web.Application()
+        app.router.add_post("/{path:.*}", answer)
+        async with (
+            serve(app) as url,
+            CommunicationIdentityClient(url, AzureKeyCredential("a2V5")) as client,
+        ):
+            token = await client.get_token(CommunicationUserIdentifier(UNKNOWN_ID), ["chat"])
+
+        assert "tomorrow" == str(token.expires_on)
