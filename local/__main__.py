@@ -13,6 +13,7 @@ import aiohttp
 from local.azurite import AzuriteError
 from local.demo import DemoError, demo
 from local.directory import DIRECTORY
+from local.npm import NodeError
 from local.stack import (
     ENTRA_PORT,
     FUNCTIONS_PORT,
@@ -98,7 +99,7 @@ def main() -> int:
         asyncio.run(
             _token(arguments.user) if arguments.command == "token" else run[arguments.command]()
         )
-    except (StackError, AzuriteError, DemoError) as error:
+    except (StackError, AzuriteError, NodeError, DemoError) as error:
         print(f"python -m local {arguments.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

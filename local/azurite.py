@@ -6,11 +6,8 @@ What it stores lives in memory and is gone when it stops.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import random
-import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -21,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from local import npm
 from local.serving import LOOPBACK
 
 if TYPE_CHECKING:
@@ -29,9 +27,8 @@ if TYPE_CHECKING:
     from local.certificates import Certificates
 
 FOLDER = Path(__file__).parent
-NODE_MAJOR = 20
+WHAT = "Azurite (365 MB)"
 START_SECONDS = 60
-PROGRESS_SECONDS = 5
 
 # Both are public: every emulator of Azure Storage has them.
 ACCOUNT = "devstoreaccount1"
@@ -46,7 +43,7 @@ END_WITH_PARENT = (
 
 
 class AzuriteError(Exception):
-    """Azurite cannot be installed or started; the message tells what to do."""
+    """Azurite does not start; the message tells why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,65 +68,6 @@ class Endpoints:
         return ";".join(f"{name}={value}" for name, value in parts.items() if value)
 
 
-def find_node() -> tuple[str, str]:
-    """Return the paths of Node.js and its npm, from PATH or from the virtual environment.
-
-    Raises:
-        AzuriteError: there is none, or it is too old.
-    """
-    folders = [*os.get_exec_path(), str(Path(sys.executable).parent)]
-    for folder in folders:
-        node, npm = shutil.which("node", path=folder), shutil.which("npm", path=folder)
-        if node and npm:
-            asked = subprocess.run([node, "--version"], capture_output=True, text=True, check=False)  # noqa: S603 - found on PATH
-            version = re.match(r"v(\d+)\.", asked.stdout)
-            if version and int(version[1]) >= NODE_MAJOR:
-                return node, npm
-    raise AzuriteError(
-        f"Azurite needs Node.js {NODE_MAJOR} or later, with npm. Get it from https://nodejs.org, or"
-        " beside Python with: pip install --require-hashes -r local/requirements-node.txt"
-    )
-
-
-async def install() -> None:
-    """Install Azurite from its lock file, unless that has been done.
-
-    Raises:
-        AzuriteError: npm failed, or is missing.
-    """
-    lock = FOLDER / "package-lock.json"
-    with lock.open() as file:
-        # Two processes at once, as when tests run in parallel, would spoil each other's work.
-        await asyncio.to_thread(fcntl.flock, file, fcntl.LOCK_EX)
-        done = FOLDER / "node_modules" / ".package-lock.json"  # npm writes it last.
-        if done.is_file() and done.stat().st_mtime >= lock.stat().st_mtime:
-            return
-        node, npm = find_node()
-        print("Installing Azurite with npm (once, 365 MB) ...", file=sys.stderr, flush=True)
-        options = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
-        process = await asyncio.create_subprocess_exec(
-            npm,
-            "ci",
-            *options,
-            cwd=FOLDER,
-            env={**os.environ, "PATH": f"{Path(node).parent}{os.pathsep}{os.environ['PATH']}"},
-            stdin=subprocess.DEVNULL,
-            stdout=sys.stderr,
-            stderr=sys.stderr,
-        )
-        finished = asyncio.create_task(process.wait())
-        try:
-            while not (await asyncio.wait({finished}, timeout=PROGRESS_SECONDS))[0]:
-                print("  ... still installing", file=sys.stderr, flush=True)
-        finally:
-            if not finished.done():
-                process.kill()
-            await finished
-        if process.returncode != 0:
-            raise AzuriteError("`npm ci` in local/ failed; its message is above.")
-        done.touch()
-
-
 @asynccontextmanager
 async def azurite(
     *,
@@ -145,10 +83,10 @@ async def azurite(
         certificates: makes it speak TLS and take Entra tokens; without, access keys over HTTP.
 
     Raises:
-        AzuriteError: it cannot be installed, or does not start.
+        NodeError, AzuriteError: it cannot be installed, or does not start.
     """
-    await install()
-    node, _ = find_node()
+    await asyncio.to_thread(npm.install, FOLDER, WHAT)
+    node, _ = npm.find_node()
     ports = {"table": table_port or _free_port()}
     if blob_and_queue_ports:
         blob, queue = blob_and_queue_ports
@@ -222,6 +160,6 @@ def _free_port() -> int:
 
 if __name__ == "__main__":
     try:
-        asyncio.run(install())
-    except AzuriteError as error:
+        npm.install(FOLDER, WHAT)
+    except npm.NodeError as error:
         sys.exit(str(error))

@@ -30,7 +30,7 @@ async def demo() -> None:
     """Start the stack on free ports, show the main job, and stop everything.
 
     Raises:
-        DemoError: a step went wrong. StackError, AzuriteError: the stack does not start.
+        DemoError: a step went wrong. StackError, AzuriteError, NodeError: the stack does not start.
     """
     started = time.monotonic()
     print("Starting the local stack: Entra, ACS, Azurite, a functions host ...", flush=True)

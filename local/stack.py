@@ -95,7 +95,7 @@ async def emulators(
         managed_identity: TLS and Entra tokens throughout, in place of access keys.
 
     Raises:
-        StackError, AzuriteError: a port is taken, or Azurite cannot be had.
+        StackError, AzuriteError, NodeError: a port is taken, or Azurite cannot be had.
     """
     example: dict[str, Any] = json.loads(EXAMPLE.read_text("utf-8"))
     values = example["Values"]

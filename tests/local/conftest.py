@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import fcntl
-import shutil
 import ssl
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +9,7 @@ import pytest
 
 from local.certificates import Certificates
 from local.entra import EntraEmulator
+from local.npm import install
 from local.serving import serve
 
 if TYPE_CHECKING:
@@ -31,16 +29,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 @pytest.fixture(scope="session")
 def js() -> Path:
     """The folder of the JavaScript clients, with its packages as the lock file has them."""
-    lock, installed = JS / "package-lock.json", JS / "node_modules" / ".package-lock.json"
-    npm = shutil.which("npm")
-    assert npm, "npm is missing: install Node.js 20 or later"
-    with lock.open() as held:
-        # The tests' processes take turns: the first one installs.
-        fcntl.flock(held, fcntl.LOCK_EX)
-        if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
-            subprocess.run(  # noqa: S603 - npm from the PATH, with fixed arguments
-                [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=JS, check=True
-            )
+    install(JS, "the JavaScript clients")
     return JS
 
 

@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from yarl import URL
 
 from local.acs import AcsEmulator
+from local.npm import find_node
 from local.serving import serve
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def run_node(js: Path, certificates: Certificates) -> RunNode:
 
     async def run(script: str, **arguments: object) -> dict[str, Any]:
         process = await asyncio.create_subprocess_exec(
-            "node",
+            find_node()[0],
             js / script,
             json.dumps(arguments),
             env=os.environ | {"NODE_EXTRA_CA_CERTS": str(certificates.authority_file)},

@@ -175,7 +175,7 @@ class TestAzurite:
     def test_no_node(self, tmp_path: Path) -> None:
         """Without Node.js the message says where to get it."""
         found = subprocess.run(
-            [sys.executable, "-c", "import local.azurite as a; a.find_node()"],
+            [sys.executable, "-c", "import local.npm as n; n.find_node()"],
             cwd=REPOSITORY,
             env={**os.environ, "PATH": str(tmp_path)},
             capture_output=True,

@@ -42,6 +42,7 @@ from local.directory import (
 )
 from local.entra import EntraEmulator
 from local.entra_grants import SignIn
+from local.npm import find_node
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -846,7 +847,7 @@ class TestClients:
         }
         arguments = [str(js / "msal.mjs"), str(CHROMIUM), json.dumps(config)]
         process = await asyncio.create_subprocess_exec(
-            "node", *arguments, stdout=asyncio.subprocess.PIPE
+            find_node()[0], *arguments, stdout=asyncio.subprocess.PIPE
         )
         output, _ = await process.communicate()
         assert 0 == process.returncode

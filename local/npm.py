@@ -1,0 +1,77 @@
+"""Node.js, from the computer or from the virtual environment, and packages by their lock files."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+NODE_MAJOR = 20
+PROGRESS_SECONDS = 5
+
+
+class NodeError(Exception):
+    """Node.js or its packages cannot be had; the message tells what to do."""
+
+
+def find_node() -> tuple[str, str]:
+    """Return the paths of Node.js and its npm, from PATH or from the virtual environment.
+
+    Raises:
+        NodeError: there is none, or it is too old.
+    """
+    folders = [*os.get_exec_path(), str(Path(sys.executable).parent)]
+    for folder in folders:
+        node, npm = shutil.which("node", path=folder), shutil.which("npm", path=folder)
+        if node and npm:
+            asked = subprocess.run([node, "--version"], capture_output=True, text=True, check=False)  # noqa: S603 - found on PATH
+            version = re.match(r"v(\d+)\.", asked.stdout)
+            if version and int(version[1]) >= NODE_MAJOR:
+                return node, npm
+    raise NodeError(
+        f"Node.js {NODE_MAJOR} or later is needed, with npm. Get it from https://nodejs.org, or"
+        " beside Python with: pip install --require-hashes -r local/requirements-node.txt"
+    )
+
+
+def install(folder: Path, what: str) -> None:
+    """Install the packages of a folder from its lock file, unless that has been done.
+
+    Args:
+        folder: where package-lock.json is.
+        what: tells the person who waits what is being installed.
+
+    Raises:
+        NodeError: npm failed, or is missing.
+    """
+    lock = folder / "package-lock.json"
+    with lock.open() as file:
+        # Two processes at once, as when tests run in parallel, would spoil each other's work.
+        fcntl.flock(file, fcntl.LOCK_EX)
+        done = folder / "node_modules" / ".package-lock.json"  # npm writes it last.
+        if done.is_file() and done.stat().st_mtime >= lock.stat().st_mtime:
+            return
+        node, npm = find_node()
+        print(f"Installing {what} with npm (once) ...", file=sys.stderr, flush=True)
+        options = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+        path = f"{Path(node).parent}{os.pathsep}{os.environ['PATH']}"
+        with subprocess.Popen(  # noqa: S603 - npm, with fixed arguments
+            [npm, "ci", *options],
+            cwd=folder,
+            env={**os.environ, "PATH": path},
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr.fileno(),
+        ) as process:
+            while True:
+                try:
+                    code = process.wait(PROGRESS_SECONDS)
+                    break
+                except subprocess.TimeoutExpired:
+                    print("  ... still installing", file=sys.stderr, flush=True)
+        if code != 0:
+            raise NodeError(f"`npm ci` in {folder.name}/ failed; its message is above.")
+        done.touch()
