@@ -8,8 +8,10 @@ import json
 import logging
 import re
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 import aiohttp
 import azure.functions as func
@@ -264,6 +266,20 @@ class TestBearerToken:
     def test_takes(self, value: str) -> None:
         assert "a.b.c" == http.bearer_token({"authorization": value})
 
+    @pytest.mark.parametrize("value", ["", " ", "Bearer", "Bearer ", "Basic YTpi", "DPoP a.b.c"])
+    def test_missing(self, value: str) -> None:
+        """No token, or another scheme."""
+        with pytest.raises(MissingTokenError):
+            http.bearer_token({"authorization": value})
+
+    @pytest.mark.parametrize(
+        "value", ["Bearer a, Bearer b", "BearerX a", "Bearer\ta", "a.b.c", "Basic x, Bearer y"]
+    )
+    def test_not_one(self, value: str) -> None:
+        """Two credentials, or none that could be told."""
+        with pytest.raises(InvalidRequestError):
+            http.bearer_token({"authorization": value})
+
     @given(st.text())
     def test_anything(self, value: str) -> None:
         """Whatever the header holds, it is a token to be judged, or one of two errors."""
@@ -273,6 +289,131 @@ class TestBearerToken:
             return
         assert "," not in token
         assert value.strip(" ").lower().startswith("bearer ")
+
+
+class TestTokenRequest:
+    """What a caller asks for: the query of a GET, or the JSON body of a POST."""
+
+    @pytest.mark.parametrize(
+        ("query", "scopes", "minutes"),
+        [
+            ({}, None, None),
+            ({"scope": "voip"}, {"voip"}, None),
+            ({"scope": "voip,chat,voip", "expiresInMinutes": "1440"}, {"voip", "chat"}, 1440),
+        ],
+    )
+    def test_query(
+        self, query: dict[str, str], scopes: set[str] | None, minutes: int | None
+    ) -> None:
+        """Both members are optional."""
+        assert (scopes, minutes) == asked(asking(query=query))
+
+    @pytest.mark.parametrize(
+        "query",
+        [
+            {"scope": "video"},
+            {"scope": "voip,"},
+            {"scopes": "voip"},
+            {"expiresInMinutes": "59"},
+            {"expiresInMinutes": "1441"},
+            {"expiresInMinutes": "060"},
+            {"expiresInMinutes": "60,60"},
+            {"expiresInMinutes": "sixty"},
+            {"userId": "8:acs:x"},
+        ],
+    )
+    def test_bad_query(self, query: dict[str, str]) -> None:
+        """Unknown members, and values out of range."""
+        with pytest.raises(InvalidRequestError):
+            http.TokenRequest.parse(asking(query=query))
+
+    def test_parameter_without_a_value(self) -> None:
+        """The host drops it; the URL still has it."""
+        req = func.HttpRequest("GET", "http://localhost/api/token?scope=", params={}, body=b"")
+
+        with pytest.raises(InvalidRequestError):
+            http.TokenRequest.parse(req)
+
+    @pytest.mark.parametrize(
+        ("body", "scopes", "minutes"),
+        [
+            (b"", None, None),
+            (b" \n", None, None),
+            (b"{}", None, None),
+            (b' {"scopes": ["chat", "chat"]} ', {"chat"}, None),
+            (b'{"expiresInMinutes": 60}', None, 60),
+            (b'{"expiresInMinutes": 60.0}', None, 60),
+        ],
+    )
+    def test_body(self, body: bytes, scopes: set[str] | None, minutes: int | None) -> None:
+        """An empty body asks for nothing in particular."""
+        assert (scopes, minutes) == asked(asking(body))
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b"[]",
+            b'{"scopes": "voip"}',
+            b'{"scopes": []}',
+            b'{"scopes": [1]}',
+            b'{"scopes": ["video"]}',
+            b'{"scopes": [' + b", ".join([b'"chat"'] * 17) + b"]}",
+            b'{"expiresInMinutes": "60"}',
+            b'{"expiresInMinutes": true}',
+            b'{"expiresInMinutes": 60.5}',
+            b'{"expiresInMinutes": 1e300}',
+            b'{"expiresInMinutes": []}',
+            b'{"userId": "8:acs:x"}',
+        ],
+    )
+    def test_bad_body(self, body: bytes) -> None:
+        """Anything but one strict object of known members."""
+        with pytest.raises(InvalidRequestError):
+            http.TokenRequest.parse(asking(body))
+
+    @pytest.mark.parametrize(
+        "media_type", ["", "text/plain", "application/json; charset=utf-16", "multipart/form-data"]
+    )
+    def test_media_type(self, media_type: str) -> None:
+        """A form of any page could send these without a preflight."""
+        with pytest.raises(errors.UnsupportedMediaTypeError):
+            http.TokenRequest.parse(asking(b"{}", media_type=media_type))
+
+    def test_what_the_host_drops(self) -> None:
+        """A chunked body does not arrive; asking for less must not be answered with more."""
+        req = func.HttpRequest("POST", "/", headers={"Transfer-Encoding": "chunked"}, body=b"")
+
+        with pytest.raises(InvalidRequestError):
+            http.TokenRequest.parse(req)
+
+    def test_no_input(self) -> None:
+        """A route that takes none refuses a query and a body, and nothing else."""
+        http.refuse_input(asking(query={}))
+        http.refuse_input(asking(b"{}"))
+        for given_input in (asking(query={"x": "1"}), asking(b'{"x": 1}')):
+            with pytest.raises(InvalidRequestError):
+                http.refuse_input(given_input)
+
+
+def asking(
+    body: bytes | None = None,
+    *,
+    query: dict[str, str] | None = None,
+    media_type: str = "application/json",
+) -> func.HttpRequest:
+    return func.HttpRequest(
+        "GET" if body is None else "POST",
+        f"http://localhost/api/token?{urlencode(query or {})}",
+        headers={"Content-Type": media_type},
+        params=query,
+        body=body or b"",
+    )
+
+
+def asked(req: func.HttpRequest) -> tuple[frozenset[str] | None, float | None]:
+    parsed = http.TokenRequest.parse(req)
+    minutes = None if parsed.lifetime is None else parsed.lifetime / timedelta(minutes=1)
+    return parsed.scopes, minutes
 
 
 async def test_unforeseen_over_http(tmp_path: Path) -> None:
