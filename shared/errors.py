@@ -273,5 +273,5 @@ class UpstreamTimeoutError(BrokerError):
 
     status = HTTPStatus.GATEWAY_TIMEOUT
     code = "upstream_timeout"
-    description = "Azure Communication Services did not answer in time."
+    description = "Azure Communication Services, or the request as a whole, took too long."
     retry_after = 2

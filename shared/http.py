@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 import azure.functions as func
 
@@ -111,7 +111,7 @@ def _parameters(req: func.HttpRequest) -> dict[str, Any]:
 
     It drops those without a value, which would turn asking for nothing into asking for all.
     """
-    query = parse_qsl(urlsplit(req.url).query, keep_blank_values=True)
+    query = parse_qsl(req.url.partition("?")[2], keep_blank_values=True)
     if not all(value for _, value in query):
         raise InvalidRequestError("a parameter without a value")
     return dict(req.params)

@@ -334,6 +334,12 @@ class TestTokenRequest:
         with pytest.raises(InvalidRequestError):
             http.TokenRequest.parse(req)
 
+    def test_host_that_is_none(self) -> None:
+        """The URL begins with the caller's Host header, which may be anything."""
+        req = func.HttpRequest("GET", "http://[evil/api/token?scope=voip", params={}, body=b"")
+
+        assert http.TokenRequest(None, None) == http.TokenRequest.parse(req)
+
     @pytest.mark.parametrize(
         ("body", "scopes", "minutes"),
         [
