@@ -4,13 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 SHELL := /bin/bash
 
-# Microsoft's own Functions runtime needs Python 3.13 or later; here is one, or nothing.
+# Microsoft's own Functions runtime is for Python 3.13; here is one, or nothing.
 PYTHON_3_13 = $(shell for python in $(PYTHON) python3.13 "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.13*/bin/python; do \
-	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 13))' 2>/dev/null && echo "$$python" && break; done)
+	"$$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 13))' 2>/dev/null && echo "$$python" && break; done)
 
 .PHONY: help
 help:  ## List the targets.
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 24
 
 .PHONY: demo
 demo: setup  ## Show the main job: sign in, get tokens, be refused, prune. Stops by itself.
@@ -28,7 +28,7 @@ test: setup  ## Run all tests, with branch coverage of shared/.
 .PHONY: test-runtime
 test-runtime:  ## Load and call function_app.py in Microsoft's own runtime (Python 3.13).
 ifeq ($(PYTHON_3_13),$(PYTHON))
-	@echo "Microsoft's Functions runtime: covered by the tests above."
+	@echo "Microsoft's Functions runtime is part of all tests on Python 3.13: make test"
 else ifneq ($(PYTHON_3_13),)
 	@$(MAKE) --no-print-directory PYTHON="$(PYTHON_3_13)" VENV=.venv-3.13 packages
 	@.venv-3.13/bin/python -m pytest tests/runtime
@@ -52,6 +52,7 @@ lock: setup  ## Pin the newest packages, with hashes, for Python 3.11 to 3.13.
 	@$(BIN)/pip install --quiet uv
 	@$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header requirements.in --output-file requirements.txt
 	@$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --constraints requirements.txt requirements-dev.in --output-file requirements-dev.txt
+	@$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header local/requirements-node.in --output-file local/requirements-node.txt
 
 .PHONY: setup
 setup: packages  ## Install what is missing: Python packages, Node.js if there is none, Azurite.
@@ -62,7 +63,7 @@ packages: $(VENV)/installed
 
 $(VENV)/installed: requirements-dev.txt local/requirements-node.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: make PYTHON=/path/to/python $(MAKECMDGOALS)"; exit 1; }
-	@echo "Installing Python packages into $(VENV) ..."
+	@echo "Installing Python packages into $(VENV), which may take a minute ..."
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-dev.txt
 	@node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' 2>/dev/null && npm --version >/dev/null 2>&1 || { \

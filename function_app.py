@@ -15,6 +15,7 @@ from azure.core.credentials import AzureKeyCredential
 from azure.data.tables.aio import TableClient
 from azure.identity.aio import DefaultAzureCredential, ManagedIdentityCredential
 
+from shared import audit
 from shared.acs import AcsIdentity
 from shared.broker import Broker, user_json
 from shared.entra import AccessTokenValidator
@@ -122,7 +123,7 @@ def _services() -> tuple[Broker, Pruner]:
     try:
         settings = Settings.from_env(os.environ)
     except SettingsError as exc:
-        logger.error("settings_invalid %s", exc)  # noqa: TRY400 - the message says it all
+        audit.record("settings_invalid", {"reason": str(exc)}, level=logging.ERROR)
         raise MisconfiguredError(str(exc)) from exc
     mappings = IdentityMappings(
         mappings=_table(settings, settings.mappings.table),

@@ -341,5 +341,8 @@ output ACS_RESOURCE_ID string = communicationAccess.outputs.id
 @description('Immutable id of the ACS resource: what stands behind 8:acs: in each identity.')
 output ACS_IMMUTABLE_RESOURCE_ID string = communicationAccess.outputs.immutableResourceId
 
+@description('Name of the storage account with the mappings.')
+output AZURE_STORAGE_ACCOUNT string = storageAccountName
+
 @description('Table endpoint of the mappings.')
 output MAPPINGS_TABLE_ENDPOINT string = storage.outputs.tableEndpoint

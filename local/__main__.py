@@ -53,6 +53,7 @@ async def _emulators() -> None:
 Now, in another terminal:
 
 cp local.settings.example.json local.settings.json
+source .venv/bin/activate
 func start
 """)
         await _until_stopped(stack)

@@ -34,6 +34,14 @@ async def demo() -> None:
     """
     started = time.monotonic()
     print("Starting the local stack: Entra, ACS, Azurite, a functions host ...", flush=True)
+    try:
+        await _demo(started)
+    except (aiohttp.ClientError, ValueError) as exc:
+        raise DemoError(f"a service did not answer as it should: {exc!r}") from exc
+    print("Everything is stopped again.")
+
+
+async def _demo(started: float) -> None:
     async with (
         emulators() as stack,
         functions_host(stack, {"PRUNE_DRY_RUN": "true"}) as host,
@@ -50,7 +58,6 @@ async def demo() -> None:
         except TimeoutError:
             raise DemoError("the prune timer left no report") from None
         print(f"  {report[report.index('{') :]}\n")
-    print("Everything is stopped again.")
 
 
 class _Demo:

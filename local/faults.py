@@ -10,6 +10,7 @@ a test or a developer can break a running stack:
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -106,8 +107,6 @@ class Faults:
 
 
 def _json_object(text: str) -> dict[str, Any]:
-    import json  # noqa: PLC0415 - only where a fault is set over HTTP
-
     value = json.loads(text)
     if not isinstance(value, dict):
         raise TypeError("a JSON object is expected")

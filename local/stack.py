@@ -226,7 +226,12 @@ async def functions_host(
 
     reader = asyncio.create_task(read())
     try:
-        yield FunctionsHost(await asyncio.wait_for(ready, START_SECONDS), output)
+        try:
+            url = await asyncio.wait_for(ready, START_SECONDS)
+        except TimeoutError:
+            slow = f"the functions host is not up after {START_SECONDS} s:"
+            raise StackError("\n".join([slow, *output])) from None
+        yield FunctionsHost(url, output)
     finally:
         await _stop(process)
         await reader

@@ -7,7 +7,6 @@ import base64
 import json
 import math
 import time
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -88,7 +87,7 @@ class Broker:
         self._monotonic = monotonic
         self._rate_limit = RateLimit(clock=monotonic)
         self._issuing = SingleFlight[tuple[IdentityMapping, AcsToken]]()
-        self._known_ids: OrderedDict[Person, str] = OrderedDict()
+        self._known_ids: dict[Person, str] = {}
         self._probing = SingleFlight[BrokerError | None]()
         self._probed: BrokerError | None = None
         self._probed_until = float("-inf")
@@ -160,7 +159,7 @@ class Broker:
     async def _probe(self) -> BrokerError | None:
         try:
             await self._keys.load()
-            await self._mappings.server_time()
+            await self._mappings.server_time()  # Any answer of the table will do.
         except BrokerError as error:
             return error
         return None
@@ -187,11 +186,12 @@ class Broker:
                 if isinstance(early, BaseException):
                     raise early
                 return mapping, early
-        mapping = await self._identities.get_or_create(person)
+        else:
+            mapping = await self._identities.get_or_create(person)
         token = await issue(mapping.acs_id)
         self._known_ids[person] = mapping.acs_id
         if len(self._known_ids) > MAX_REMEMBERED:
-            self._known_ids.popitem(last=False)
+            del self._known_ids[next(iter(self._known_ids))]
         return mapping, token
 
 

@@ -24,6 +24,7 @@ from shared.errors import (
     InvalidTokenError,
     TenantNotAllowedError,
 )
+from shared.settings import CONSUMERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 MAX_TOKEN_CHARACTERS = 24 * 1024  # 200 groups by name make about 22 KiB.
 CLOCK_SKEW = 60  # seconds
 MAX_LIFETIME = 28 * 3600  # seconds: a token under continuous access evaluation lives 20 to 28 h.
-CONSUMERS = "9188040d-6c67-4c5b-b112-36a304b66dad"  # The tenant of personal Microsoft accounts.
 
 _SEGMENT = r"[A-Za-z0-9_-]+"
 _COMPACT = re.compile(rf"({_SEGMENT})\.({_SEGMENT})\.({_SEGMENT})")
@@ -50,7 +50,7 @@ REFUSED_HEADERS = frozenset(
 # Claims that decide. A second one in other letters may not stand beside them: other software on
 # the way might have read that one.
 DECIDING_CLAIMS = frozenset(
-    "aud iss exp nbf iat ver tid oid sub scp azp appid idtyp roles".split()  # noqa: SIM905
+    "aud iss exp nbf iat ver tid oid sub scp azp appid idtyp roles".split()  # noqa: SIM905 - as above
 )
 
 VerifiedClaims = NewType("VerifiedClaims", "dict[str, Any]")

@@ -98,8 +98,8 @@ class Identities:
         """
         return await self._in_flight.run(person, lambda: self._get_or_create(person))
 
-    async def end(self, mapping: IdentityMapping) -> bool:
-        """Delete an identity and its mapping; False if somebody used the mapping meanwhile.
+    async def end(self, mapping: IdentityMapping, *, reason: str) -> bool:
+        """Delete an identity and its mapping; False if somebody changed the mapping meanwhile.
 
         The claim comes first: a token request that touched the row before makes it fail, one that
         comes after finds the row taken. Each step can be done again.
@@ -115,12 +115,14 @@ class Identities:
             except BrokerError:
                 await self._give_back(claimed)
                 raise
-        await self._mappings.remove(claimed)
-        return True
+            deleted = {"acs_id": claimed.acs_id, "reason": reason}
+            audit.record("identity_deleted", deleted | claimed.person._asdict())
+        return await self._mappings.remove(claimed)
 
     async def delete_orphan(self, acs_id: str) -> bool:
         """Delete an identity that is in the ledger, then strike it off; return True."""
         await self._acs.delete(acs_id)
+        audit.record("identity_deleted", {"acs_id": acs_id, "reason": "orphan"})
         await self._mappings.remove_orphan(acs_id)
         return True
 
@@ -158,7 +160,7 @@ class Identities:
                 )
                 return await self._create(taken_over)
             case Step.FINISH_DELETING:
-                await self.end(mapping)
+                await self.end(mapping, reason="interrupted")
             case Step.WAIT:
                 await asyncio.sleep(self._poll_seconds)
         return None
@@ -171,13 +173,14 @@ class Identities:
             acs_id = await self._acs.create()
         except BrokerError as error:
             # ACS may have made it all the same. No token was made for it, and none will be.
-            audit.record("identity_not_created", {"code": error.code}, level=logging.WARNING)
+            fields = {"code": error.code, **intent.person._asdict()}
+            audit.record("identity_not_created", fields, level=logging.WARNING)
             await self._give_back(intent)
             raise
         try:
             return await self._finalise(intent, acs_id)
         except BrokerError as error:
-            fields = {"code": error.code, "acs_id": acs_id}
+            fields = {"code": error.code, "acs_id": acs_id, **intent.person._asdict()}
             audit.record("identity_unreferenced", fields, level=logging.ERROR)
             raise
 

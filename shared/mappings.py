@@ -107,7 +107,7 @@ class IdentityMappings:
             )
         except _AbsentError:
             return None
-        return mapping_from_entity(entity)
+        return _reported(entity)
 
     async def insert(self, mapping: IdentityMapping) -> IdentityMapping | None:
         """Add a mapping where the person has none; None if somebody else was first."""
@@ -126,8 +126,8 @@ class IdentityMappings:
 
         return await self._write(replace(mapping, **changes), update)
 
-    async def remove(self, mapping: IdentityMapping) -> None:
-        """Remove a mapping, unless somebody changed it since it was read."""
+    async def remove(self, mapping: IdentityMapping) -> bool:
+        """Remove a mapping; False if somebody changed it since it was read."""
         try:
             await _attempt(
                 lambda: self._mappings.delete_entity(
@@ -139,7 +139,8 @@ class IdentityMappings:
                 WRITE_ATTEMPTS,
             )
         except (_ChangedError, _AbsentError):
-            return
+            return False
+        return True
 
     async def count(self, *, idle_before: datetime) -> tuple[int, int]:
         """Return how many rows there are, and how many of them are active but idle."""
@@ -277,14 +278,25 @@ def mapping_from_entity(entity: TableEntity) -> IdentityMapping:
         raise StorageUnavailableError("a row that cannot be read") from exc
 
 
+def _reported(entity: TableEntity) -> IdentityMapping:
+    """Return the mapping in a row; tell the operator of a row that cannot be read."""
+    try:
+        return mapping_from_entity(entity)
+    except StorageUnavailableError as error:
+        fields = {
+            "tenant_id": str(entity.get("PartitionKey", "")).partition("_")[0],
+            "object_id": entity.get("RowKey"),
+            "reason": str(error),
+        }
+        audit.record("mapping_unreadable", fields, level=logging.ERROR)
+        raise
+
+
 def _readable(entities: Iterable[TableEntity]) -> Iterator[IdentityMapping]:
     """Yield the mappings of a page; a row that cannot be read must not hold up the others."""
     for entity in entities:
-        try:
-            yield mapping_from_entity(entity)
-        except StorageUnavailableError as error:
-            fields = {"object_id": entity.get("RowKey"), "reason": str(error)}
-            audit.record("mapping_unreadable", fields, level=logging.ERROR)
+        with suppress(StorageUnavailableError):
+            yield _reported(entity)
 
 
 async def _pages_of(

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from shared import audit
-from shared.errors import UpstreamBadResponseError
+from shared.errors import BrokerError, UpstreamBadResponseError
 from shared.identities import utc_now
 from shared.mappings import State
 
@@ -33,7 +33,7 @@ MAX_DURATION = timedelta(minutes=25)  # host.json ends a run after 30 minutes.
 
 @dataclass(slots=True)
 class PruneReport:
-    """What one run saw and did."""
+    """What one run saw, and what it did or, in a dry run, would have done."""
 
     dry_run: bool
     rows: int = 0
@@ -80,15 +80,19 @@ class Pruner:
         report = PruneReport(dry_run=self._settings.dry_run)
         started = time.monotonic()
         event, level = "prune_failed", logging.ERROR
+        why: dict[str, audit.Field] = {}
         try:
             await self._run(report)
             event, level = "prune_finished", logging.INFO
         except _BrakeError as brake:
             report.stopped = str(brake)
             event, level = "prune_stopped", logging.WARNING
+        except BrokerError as error:
+            why = {"code": error.code, "reason": str(error)}
+            raise
         finally:
             ms = round((time.monotonic() - started) * 1000)
-            audit.record(event, {**asdict(report), "ms": ms}, level=level)
+            audit.record(event, {**asdict(report), **why, "ms": ms}, level=level)
         return report
 
     async def _run(self, report: PruneReport) -> None:
@@ -104,14 +108,15 @@ class Pruner:
         async for mapping in self._mappings.idle(idle_before=idle_before):
             if report.pruned == self._settings.max_deletes:
                 raise _BrakeError("deletes")
-            report.pruned += await self._do(report, partial(self._identities.end, mapping), until)
+            end = partial(self._identities.end, mapping, reason="idle")
+            report.pruned += await self._do(report, end, until)
 
     async def _finish(self, report: PruneReport, now: datetime, until: datetime) -> None:
         """Finish interrupted creations and deletions, and empty the ledger of orphans."""
         async for mapping in self._mappings.interrupted(lease_before=now):
             abandoned = mapping.lease_until is None or mapping.lease_until < now - ABANDONED_AFTER
             if mapping.state is State.DELETING or abandoned:
-                end = partial(self._identities.end, mapping)
+                end = partial(self._identities.end, mapping, reason="interrupted")
                 report.finished += await self._do(report, end, until)
         async for acs_id in self._mappings.orphans():
             delete = partial(self._identities.delete_orphan, acs_id)

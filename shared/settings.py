@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import math
 import re
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -13,6 +12,7 @@ from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from urllib.parse import SplitResult
 
 ACS_SCOPES = frozenset({"chat", "voip", "chat.join", "chat.join.limited", "voip.join"})
 LIFETIME_MINUTES = range(60, 1440 + 1)  # What ACS takes.
@@ -21,6 +21,7 @@ TOUCH_INTERVAL = timedelta(hours=24)  # How stale `lastUsedOn` may become before
 MIN_IDLE = timedelta(minutes=LIFETIME_MINUTES[-1]) + TOUCH_INTERVAL + timedelta(days=1)
 
 ANY_TENANT = "*"
+CONSUMERS = "9188040d-6c67-4c5b-b112-36a304b66dad"  # The tenant of personal Microsoft accounts.
 # Entra's v1 issuer by authority host.
 # https://learn.microsoft.com/entra/identity-platform/authentication-national-cloud
 PUBLIC_CLOUD = "login.microsoftonline.com"
@@ -210,9 +211,7 @@ def _entra(reader: _Reader) -> EntraSettings:
     return EntraSettings(
         client_id=client_id,
         tenant_ids=reader.read("ENTRA_TENANT_IDS", _tenants),
-        audiences=reader.read(
-            "ENTRA_AUDIENCES", lambda text: frozenset(_items(text)), f"api://{client_id}"
-        ),
+        audiences=reader.read("ENTRA_AUDIENCES", _audiences, f"api://{client_id}"),
         required_scope=reader.read("ENTRA_REQUIRED_SCOPE", _scope_token, "access_as_user"),
         allowed_client_ids=reader.read("ENTRA_ALLOWED_CLIENT_IDS", _guids, ""),
         authority=reader.read("ENTRA_AUTHORITY_HOST", _authority, f"https://{PUBLIC_CLOUD}"),
@@ -228,7 +227,7 @@ def _acs(reader: _Reader) -> AcsSettings:
         access_key = reader.read("ACS_CONNECTION_STRING", _acs_connection_key)
     lifetime = reader.read("ACS_TOKEN_LIFETIME_MINUTES", _lifetime, "60")
     max_lifetime = reader.read("ACS_TOKEN_MAX_LIFETIME_MINUTES", _lifetime, "1440")
-    if not reader.problems and lifetime > max_lifetime:
+    if lifetime and max_lifetime and lifetime > max_lifetime:
         reader.problems.append("ACS_TOKEN_LIFETIME_MINUTES is above ACS_TOKEN_MAX_LIFETIME_MINUTES")
     return AcsSettings(
         endpoint=endpoint,
@@ -275,6 +274,12 @@ def _items(text: str) -> tuple[str, ...]:
     return tuple(item.strip() for item in text.split(",") if item.strip())
 
 
+def _audiences(text: str) -> frozenset[str]:
+    if not _items(text):
+        raise ValueError("is not a list of audiences")
+    return frozenset(_items(text))
+
+
 def _guids(text: str) -> frozenset[str]:
     return frozenset(_guid(item) for item in _items(text))
 
@@ -285,12 +290,21 @@ def _tenants(text: str) -> frozenset[str] | None:
     tenants = frozenset(_items(text))
     if not tenants or not all(_GUID.fullmatch(tenant.lower()) for tenant in tenants):
         raise ValueError("is neither a list of tenant ids (GUIDs) nor *")
+    if CONSUMERS in _guids(text):
+        raise ValueError("has the tenant of personal accounts, which is never served")
     return _guids(text)
+
+
+def _split(text: str) -> SplitResult:
+    try:
+        return urlsplit(text)
+    except ValueError:  # Its text may quote what stands in a connection string.
+        raise ValueError("is not a URL") from None
 
 
 def _origin(text: str) -> tuple[str, str]:
     """Return host and origin of a URL that is an origin and nothing more."""
-    parts = urlsplit(text.rstrip("/"))
+    parts = _split(text.rstrip("/"))
     host = parts.hostname or ""
     bare = f"{parts.scheme}://{parts.netloc}" == text.rstrip("/") and "@" not in parts.netloc
     if not bare or parts.scheme not in {"https", "http"} or not host:
@@ -341,7 +355,7 @@ def _acs_connection_key(text: str) -> str:
 
 
 def _table_endpoint(text: str) -> str:
-    parts = urlsplit(text)
+    parts = _split(text)
     if parts.scheme != "https":
         raise ValueError("is not https, which a managed identity needs")
     if parts.hostname in LOOPBACK_HOSTS:
@@ -357,7 +371,7 @@ def _table_connection(text: str) -> str:
         return "UseDevelopmentStorage=true"  # The SDK takes it without a semicolon only.
     if not fields.get("accountname") or not fields.get("accountkey"):
         raise ValueError("is neither UseDevelopmentStorage=true nor one with AccountName and -Key")
-    endpoint = urlsplit(fields.get("tableendpoint", "https://"))
+    endpoint = _split(fields.get("tableendpoint", "https://"))
     secure = endpoint.scheme == "https" and fields.get("defaultendpointsprotocol") != "http"
     if not secure and endpoint.hostname not in LOOPBACK_HOSTS:
         raise ValueError("is not https")
@@ -372,10 +386,9 @@ def _acs_scopes(text: str) -> tuple[str, ...]:
 
 
 def _share(text: str) -> float:
-    share = float(text) if re.fullmatch(r"[0-9.]{1,9}", text) else math.nan
-    if not 0 < share <= 1:
+    if not re.fullmatch(r"1(\.0*)?|0?\.[0-9]*[1-9][0-9]*", text):
         raise ValueError("is not above 0 and at most 1")
-    return share
+    return float(text)
 
 
 def _boolean(text: str) -> bool:

@@ -15,6 +15,7 @@ import re
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import jwt
@@ -174,7 +175,8 @@ class SigningKeys:
                 retry = min(2 * retry, RETRY_LAST)
             else:
                 retry = float(RETRY_FIRST)
-                await asyncio.sleep(self._refresh_interval * random.uniform(0.9, 1.1))  # noqa: S311
+                jitter = random.uniform(0.9, 1.1)  # noqa: S311 - as above
+                await asyncio.sleep(self._refresh_interval * jitter)
 
     def _fetch_once(self) -> asyncio.Task[None]:
         if self._fetching is None:
@@ -223,7 +225,7 @@ class SigningKeys:
         async with self._session.get(
             url, allow_redirects=False, headers={"Accept-Encoding": "identity"}
         ) as response:
-            if response.status != 200:  # noqa: PLR2004
+            if response.status != HTTPStatus.OK:
                 raise ValueError(f"status {response.status}")
             document = b""
             async for chunk in response.content.iter_any():

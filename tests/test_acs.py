@@ -311,7 +311,7 @@ class TestCreate:
             await acs_identity.create()
 
     @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-    async def test_reset(self, acs: AcsEmulator, acs_identity: AcsIdentity, after: bool) -> None:  # noqa: FBT001
+    async def test_reset(self, acs: AcsEmulator, acs_identity: AcsIdentity, after: bool) -> None:
         """A connection that breaks, before or after the identity was made: one POST, 503."""
         acs.faults.fail_next("create", reset=True, after=after)
 

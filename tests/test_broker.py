@@ -431,7 +431,7 @@ class TestRememberedIdentity:
         acs: AcsEmulator,
         store: Store,
         caller: Caller,
-        warm: bool,  # noqa: FBT001
+        warm: bool,
     ) -> None:
         """An identity that ACS has lost is said to be gone; nothing is made in its place."""
         broker = make_broker()
@@ -455,7 +455,7 @@ class TestRevoked:
         acs: AcsEmulator,
         store: Store,
         caller: Caller,
-        warm: bool,  # noqa: FBT001
+        warm: bool,
     ) -> None:
         """A token from before the mark is refused for all uses; one from after it is not."""
         now = datetime.now(UTC)
@@ -484,7 +484,7 @@ class TestRevoked:
     @pytest.mark.parametrize(
         ("issued_at", "refused"), [(99, True), (100, True), (101, False)], ids=str
     )
-    def test_to_the_second(self, person: Person, issued_at: int, refused: bool) -> None:  # noqa: FBT001
+    def test_to_the_second(self, person: Person, issued_at: int, refused: bool) -> None:
         """`iat` has whole seconds: a token from the second of the mark may be older than it."""
         mark = datetime.fromtimestamp(100.5, UTC)
         mapping = mapping_of(person, mark, revoked_before=mark)

@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 from local.directory import BROKER, CONTOSO, EXPENSES_API, FABRIKAM, GRAPH, WEB_APP
 from local.entra_tokens import base64url
 from shared.entra import (
-    CONSUMERS,
     MAX_TOKEN_CHARACTERS,
     AccessTokenValidator,
     VerifiedClaims,
@@ -35,6 +34,7 @@ from shared.errors import (
     InvalidTokenError,
     TenantNotAllowedError,
 )
+from shared.settings import CONSUMERS
 from shared.signing_keys import SigningKey, signing_keys_from
 
 if TYPE_CHECKING:

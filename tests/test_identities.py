@@ -417,7 +417,7 @@ class TestInterrupted:
         store: Store,
         person: Person,
         clock: Clock,
-        deleted: bool,  # noqa: FBT001
+        deleted: bool,
     ) -> None:
         """A deletion that stopped before or after ACS deleted is finished by the next request."""
         old = await identities.get_or_create(person)
@@ -444,7 +444,7 @@ class TestEnd:
         """The identity is deleted and the row is gone."""
         made = await identities.get_or_create(person)
 
-        assert await identities.end(made)
+        assert await identities.end(made, reason="idle")
         assert [made.acs_id] == acs.deleted
         assert [] == await store.all_rows()
 
@@ -456,7 +456,7 @@ class TestEnd:
         clock.advance(days=100)
         used = await identities.get_or_create(person)
 
-        assert not await identities.end(idle)
+        assert not await identities.end(idle, reason="idle")
         assert used == await identities.find(person)
         assert not acs.deleted
 
@@ -472,7 +472,7 @@ class TestEnd:
         idle = await identities.get_or_create(person)
         clock.advance(days=100)
         acs.faults.fail_next("delete", delay=0.2)
-        ending = asyncio.create_task(identities.end(idle))
+        ending = asyncio.create_task(identities.end(idle, reason="idle"))
         await until(lambda: acs.faults.count("delete") == 1)
 
         new = await another.get_or_create(person)
@@ -489,7 +489,7 @@ class TestEnd:
         made = await identities.get_or_create(person)
         acs.faults.fail_next("delete", status=503)
         with pytest.raises(UpstreamUnavailableError):
-            await identities.end(made)
+            await identities.end(made, reason="idle")
         row = await store.row(person)
         assert row is not None
         assert State.DELETING == row["state"]
@@ -643,13 +643,15 @@ class Process:
         self.world.recorded.add(mapping.acs_id)
         return written
 
-    async def remove(self, mapping: IdentityMapping) -> None:
-        def effect() -> None:
+    async def remove(self, mapping: IdentityMapping) -> bool:
+        def effect() -> bool:
             stored = self.world.rows.get(mapping.person)
-            if stored is not None and stored.etag == mapping.etag:
-                del self.world.rows[mapping.person]
+            if stored is not None and stored.etag != mapping.etag:
+                return False
+            self.world.rows.pop(mapping.person, None)
+            return True
 
-        await self._call(effect)
+        return await self._call(effect)
 
     async def add_orphan(self, acs_id: str, *, reason: str, now: datetime) -> None:
         assert reason

@@ -108,7 +108,7 @@ class TestRoundTrip:
     async def test_row(
         self, store: Store, mappings: IdentityMappings, person: Person, now: datetime
     ) -> None:
-        """The row has the members and the keys of the design, and empty ones left out."""
+        """The row has the members and the keys that operators query by, and empty ones left out."""
         await mappings.insert(mapping_of(person, now))
 
         row = await store.row(person)

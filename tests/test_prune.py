@@ -195,7 +195,7 @@ class TestInterrupted:
         acs: AcsEmulator,
         store: Store,
         clock: Clock,
-        gone: bool,  # noqa: FBT001
+        gone: bool,
     ) -> None:
         """A deletion that stopped, before or after ACS deleted, is finished after its lease."""
         (mapping,) = await people(active=1)
@@ -287,7 +287,7 @@ class TestBrakes:
         self,
         pruner: Callable[..., Pruner],
         people: Callable[..., Any],
-        dry_run: bool,  # noqa: FBT001
+        dry_run: bool,
     ) -> None:
         """Exactly as many as are allowed is no reason to stop."""
         await people(idle=2, active=2)
@@ -340,8 +340,8 @@ class TestBrakes:
         clock = Clock()
 
         class SlowIdentities(Identities):
-            async def end(self, mapping: IdentityMapping) -> bool:
-                ended = await super().end(mapping)
+            async def end(self, mapping: IdentityMapping, *, reason: str) -> bool:
+                ended = await super().end(mapping, reason=reason)
                 clock.now += MAX_DURATION + timedelta(seconds=1)
                 return ended
 

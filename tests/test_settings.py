@@ -132,6 +132,8 @@ def test_development_storage() -> None:
         ("ENTRA_TENANT_IDS", "organizations"),
         ("ENTRA_TENANT_IDS", "contoso.com"),
         ("ENTRA_TENANT_IDS", f"*,{TENANT}"),
+        ("ENTRA_TENANT_IDS", "9188040d-6c67-4c5b-b112-36a304b66dad"),
+        ("ENTRA_AUDIENCES", ","),
         ("ENTRA_REQUIRED_SCOPE", "two scopes"),
         ("ENTRA_REQUIRED_SCOPE", 'a"quote'),
         ("ENTRA_ALLOWED_CLIENT_IDS", "my-app"),
@@ -167,6 +169,7 @@ def test_development_storage() -> None:
         ("PRUNE_IDLE_DAYS", "-90"),
         ("PRUNE_DRY_RUN", "yes"),
         ("PRUNE_MAX_SHARE", "0"),
+        ("PRUNE_MAX_SHARE", "0.0"),
         ("PRUNE_MAX_SHARE", "1.1"),
         ("PRUNE_MAX_SHARE", "1.2.3"),
         ("PRUNE_MAX_SHARE", "nan"),
@@ -188,6 +191,7 @@ def test_refuses(name: str, value: str) -> None:
         ("ACS_CONNECTION_STRING", "endpoint=https://contoso.communication.azure.com"),
         ("ACS_CONNECTION_STRING", "endpoint=https://contoso.communication.azure.com;accesskey=?"),
         ("ACS_CONNECTION_STRING", "accesskey=eA=="),
+        ("MAPPINGS_CONNECTION_STRING", f"{TABLE_BY_KEY};TableEndpoint=https://[eA=="),
         ("MAPPINGS_CONNECTION_STRING", "UseDevelopmentStorage=false"),
         ("MAPPINGS_CONNECTION_STRING", TABLE_BY_KEY.replace("https", "http")),
         ("MAPPINGS_CONNECTION_STRING", f"{TABLE_BY_KEY};TableEndpoint=http://evil.example/"),
@@ -208,8 +212,8 @@ def test_lifetime_above_its_ceiling() -> None:
     """The default may not be longer than what a caller may ask for."""
     changes = {"ACS_TOKEN_LIFETIME_MINUTES": "120", "ACS_TOKEN_MAX_LIFETIME_MINUTES": "60"}
 
-    with pytest.raises(SettingsError, match="above ACS_TOKEN_MAX_LIFETIME_MINUTES"):
-        Settings.from_env(REQUIRED | changes)
+    with pytest.raises(SettingsError, match=r"ENTRA_CLIENT_ID.*above ACS_TOKEN_MAX_LIFETIME"):
+        Settings.from_env(REQUIRED | changes | {"ENTRA_CLIENT_ID": ""})
 
 
 def test_every_problem_at_once() -> None:

@@ -49,7 +49,7 @@ var panels = [
     query: loadTextContent('../queries/workbook-pruning.kql')
   }
   {
-    title: 'Identities, rows and signing keys'
+    title: 'Identities, rows, signing keys and settings'
     shownAs: 'table'
     query: loadTextContent('../queries/workbook-incidents.kql')
   }

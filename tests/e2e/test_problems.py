@@ -567,6 +567,7 @@ async def test_row_of_a_newer_version(
     await rewrite_row(object_id, schema=2)
 
     assert_problem(await app.get("/api/token", token), 503, "storage_unavailable")
+    assert object_id in await running.host.printed('"event": "mapping_unreadable"')
 
 
 async def test_revoked(
@@ -669,7 +670,7 @@ async def test_misconfigured(
 
     assert_problem(await app_at(host).get("/api/token", "x"), 503, "misconfigured")
     assert_problem(await app_at(host).get("/api/health/ready"), 503, "misconfigured")
-    line = await host.printed("settings_invalid")
+    line = await host.printed('"event": "settings_invalid"')
     assert "ENTRA_CLIENT_ID is not a GUID; PRUNE_IDLE_DAYS is not a whole number" in line
 
 

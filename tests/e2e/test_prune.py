@@ -50,6 +50,10 @@ async def test_prunes_who_was_idle(
     )
     assert ("prune_finished", False, 1) == (done["event"], done["dry_run"], done["pruned"])
     assert before.json["user"]["id"] not in running.stack.acs.identities
+    deleted = await wet.printed('"event": "identity_deleted"')
+    assert before.json["user"]["id"] in deleted
+    assert idle in deleted
+    assert '"reason": "idle"' in deleted
     assert kept.json["user"]["id"] in running.stack.acs.identities
     assert 404 == (await app.get("/api/user", running.somebody(oid=idle))).status
     again = await app.get("/api/token", running.somebody(oid=idle))
@@ -68,4 +72,4 @@ async def test_failure_is_reported(
 
     report = await report_of(app_at(host), host)
 
-    assert "prune_failed" == report["event"]
+    assert ("prune_failed", "storage_unavailable") == (report["event"], report["code"])

@@ -80,6 +80,12 @@ class TestDocument:
             for name in NAMED_FILES.findall(command):
                 assert (ROOT / name).exists(), command
 
+    def test_variables(self, path: Path) -> None:
+        """Every shell variable that a command uses is set on the same page."""
+        commands = "\n".join(block for _, block in BLOCKS.findall(path.read_text()))
+        used = set(re.findall(r"\$\{?([A-Z][A-Z_]+)", commands))
+        assert set() == used - set(re.findall(r"\b([A-Z][A-Z_]+)(?:=| in )", commands))
+
     def test_code_spans(self, path: Path) -> None:
         """Every file and every make target that a page names in passing is there."""
         makefile = (ROOT / "Makefile").read_text()

@@ -215,7 +215,7 @@ class TestPythonClients:
         acs_tls: AcsEmulator,
         signer: Signer,
         certificates: Certificates,
-        by_key: bool,  # noqa: FBT001 - pytest hands parameters over by name
+        by_key: bool,
     ) -> None:
         """The async client goes through an identity's life, with a key and with a token."""
         emulator = acs if by_key else acs_tls
@@ -340,7 +340,7 @@ class TestJavaScriptClients:
         acs_tls: AcsEmulator,
         signer: Signer,
         run_node: RunNode,
-        by_key: bool,  # noqa: FBT001 - pytest hands parameters over by name
+        by_key: bool,
     ) -> None:
         """The identity client goes through an identity's life, with a key and with a token."""
         emulator = acs if by_key else acs_tls
@@ -556,7 +556,7 @@ class TestIdentities:
     """The identity API in the service's own words."""
 
     @pytest.mark.parametrize("quoted", [True, False], ids=["8%3Aacs%3A", "8:acs:"])
-    async def test_paths(self, acs: AcsEmulator, wire: Wire, quoted: bool) -> None:  # noqa: FBT001 - pytest hands parameters over by name
+    async def test_paths(self, acs: AcsEmulator, wire: Wire, quoted: bool) -> None:
         """An id may stand in the path as it is or percent-encoded, and is signed as it stands."""
         _, answer, _ = await wire.ask("POST", "/identities")
         acs_id = answer["identity"]["id"]

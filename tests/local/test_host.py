@@ -338,7 +338,7 @@ class TestRoutes:
             ("{**x}", "/a/b", True),
         ],
     )
-    def test_template(self, template: str, path: str, values: bool) -> None:  # noqa: FBT001 - a column
+    def test_template(self, template: str, path: str, values: bool) -> None:
         """Templates mean what they mean in ASP.NET."""
         assert values == (Route.parse(template).match(path) is not None)
 
