@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote
 
 from aiohttp import web
+from aiohttp.http_exceptions import BadHttpMessage
 from azure.functions import FunctionRegister
 from azure.functions.http import HttpRequestConverter, HttpResponseConverter
 from azure.functions.meta import Datum
@@ -347,6 +348,12 @@ def log_to_stdout() -> None:
     handler.setFormatter(OneLineFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("azure").setLevel(logging.WARNING)
+    # aiohttp would quote the header that it cannot read, and with it a token.
+    logging.getLogger("aiohttp.server").addFilter(_says_nothing_of_headers)
+
+
+def _says_nothing_of_headers(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], BadHttpMessage))
 
 
 def read_json(file: Path) -> dict[str, Any]:

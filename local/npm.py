@@ -52,8 +52,8 @@ def install(folder: Path, what: str) -> None:
     with lock.open() as file:
         # Two processes at once, as when tests run in parallel, would spoil each other's work.
         fcntl.flock(file, fcntl.LOCK_EX)
-        done = folder / "node_modules" / ".package-lock.json"  # npm writes it last.
-        if done.is_file() and done.stat().st_mtime >= lock.stat().st_mtime:
+        installed = folder / "node_modules" / ".installed-lock.json"
+        if installed.is_file() and installed.read_bytes() == lock.read_bytes():
             return
         node, npm = find_node()
         print(f"Installing {what} with npm (once) ...", file=sys.stderr, flush=True)
@@ -74,4 +74,4 @@ def install(folder: Path, what: str) -> None:
                     print("  ... still installing", file=sys.stderr, flush=True)
         if code != 0:
             raise NodeError(f"`npm ci` in {folder.name}/ failed; its message is above.")
-        done.touch()
+        shutil.copy(lock, installed)

@@ -57,9 +57,11 @@ AGAIN_ON_NEW_CONNECTION: dict[str, Any] = {
     "retry_on_methods": frozenset({"POST"}),
     **BOUNDS,
 }
+# b64token, RFC 6750 section 2.1; the SDK makes text of whatever ACS sent.
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{1,16384}=*")
 EXPIRY_TOLERANCE = timedelta(minutes=5)
 
-_ACS_ID = re.compile(r"8:(acs|gcch-acs|dod-acs):[0-9a-fA-F-]{36}_[0-9a-zA-Z-]{1,64}")
+ACS_ID = re.compile(r"8:(acs|gcch-acs|dod-acs):[0-9a-fA-F-]{36}_[0-9a-zA-Z-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ class AcsIdentity:
         except IdentityGoneError as exc:
             raise UpstreamBadResponseError("create: ACS answered 404") from exc
         acs_id: str | None = user.properties["id"]
-        if not acs_id or not _ACS_ID.fullmatch(acs_id):
+        if not acs_id or not ACS_ID.fullmatch(acs_id):
             raise UpstreamBadResponseError("create: no identity id")
         return acs_id
 
@@ -188,7 +190,7 @@ def _check_token(token: object, acs_id: str, scopes: list[str]) -> None:
 
     The token's format is no contract, so one that cannot be read passes.
     """
-    if not isinstance(token, str) or not token:
+    if not isinstance(token, str) or not _TOKEN.fullmatch(token):
         raise UpstreamBadResponseError("issue: no token")
     claims = _readable_claims(token)
     if claims.get("skypeid", acs_id.removeprefix("8:")) != acs_id.removeprefix("8:"):

@@ -42,4 +42,4 @@ def note(**fields: Field) -> None:
 def record(event: str, fields: Mapping[str, Field], *, level: int = logging.INFO) -> None:
     """Write one line: the event's fixed name, and the fields that have a value."""
     line = {"event": event} | {name: value for name, value in fields.items() if value is not None}
-    logger.log(level, "%s", json.dumps(line))
+    logger.log(level, "%s", json.dumps(line, default=str))

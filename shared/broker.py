@@ -116,10 +116,9 @@ class Broker:
         scopes = granted_scopes(request.scopes, self._settings)
         lifetime = granted_lifetime(request.lifetime, self._settings)
         mapping, token = await self._issuing.run(
-            (caller.person, scopes, lifetime),
-            lambda: self._issue(caller.person, scopes, lifetime),
+            (caller.person, caller.issued_at, scopes, lifetime),
+            lambda: self._issue(caller, scopes, lifetime),
         )
-        refuse_revoked(caller, mapping)
         audit.note(acs_id=mapping.acs_id, scopes=",".join(sorted(scopes)))
         return IssuedToken(token.token, token.expires_on, mapping.acs_id)
 
@@ -165,34 +164,36 @@ class Broker:
         return None
 
     async def _issue(
-        self, person: Person, scopes: frozenset[str], lifetime: timedelta
+        self, caller: Caller, scopes: frozenset[str], lifetime: timedelta
     ) -> tuple[IdentityMapping, AcsToken]:
         """Read the row and, where the identity is known already, issue at the same time.
 
-        What was issued early is thrown away unless the row confirms the identity.
+        What was issued early is thrown away unless the row confirms the identity and the caller.
         """
+        person = caller.person
 
         def issue(acs_id: str) -> Awaitable[AcsToken]:
             return self._acs.issue(acs_id, scopes=scopes, lifetime=lifetime, now=self._clock())
 
-        known_id = self._known_ids.get(person)
+        # Taken out, and put back below: a caller who is refused gets nothing issued early again.
+        known_id = self._known_ids.pop(person, None)
         if known_id is not None:
             mapping, early = await asyncio.gather(
                 self._identities.get_or_create(person), issue(known_id), return_exceptions=True
             )
             if isinstance(mapping, BaseException):
                 raise mapping
-            if mapping.acs_id == known_id:
-                if isinstance(early, BaseException):
-                    raise early
-                return mapping, early
         else:
-            mapping = await self._identities.get_or_create(person)
-        token = await issue(mapping.acs_id)
+            mapping, early = await self._identities.get_or_create(person), None
+        refuse_revoked(caller, mapping)
+        if early is None or mapping.acs_id != known_id:
+            early = await issue(mapping.acs_id)
+        if isinstance(early, BaseException):
+            raise early
         self._known_ids[person] = mapping.acs_id
         if len(self._known_ids) > MAX_REMEMBERED:
             del self._known_ids[next(iter(self._known_ids))]
-        return mapping, token
+        return mapping, early
 
 
 def granted_scopes(asked: frozenset[str] | None, settings: AcsSettings) -> frozenset[str]:

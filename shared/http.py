@@ -107,13 +107,15 @@ def refuse_input(req: func.HttpRequest) -> None:
 
 
 def _parameters(req: func.HttpRequest) -> dict[str, Any]:
-    """Return the query. The host joins repeated parameters with a comma.
+    """Return the query, all that a GET may have. The host joins repeated parameters with a comma.
 
     It drops those without a value, which would turn asking for nothing into asking for all.
     """
     query = parse_qsl(req.url.partition("?")[2], keep_blank_values=True)
     if not all(value for _, value in query):
         raise InvalidRequestError("a parameter without a value")
+    if req.method == "GET" and req.get_body():
+        raise InvalidRequestError("a body on a GET")
     return dict(req.params)
 
 
@@ -135,13 +137,14 @@ def _query(req: func.HttpRequest) -> dict[str, Any]:
 
 
 def _body(req: func.HttpRequest) -> dict[str, Any]:
-    body = req.get_body().strip()
+    body = req.get_body().strip(b" \t\r\n")  # JSON's white space, RFC 8259 section 2.
     if not body:
         if "transfer-encoding" in req.headers:
             # The Functions host drops such a body: what was asked for would be lost unseen.
             raise InvalidRequestError("a body without Content-Length")
         return {}
-    media_type, _, parameter = req.headers.get("content-type", "").lower().partition(";")
+    declared = req.headers.get("content-type", "").lower().replace('"', "")
+    media_type, _, parameter = declared.partition(";")
     if media_type.strip() != "application/json" or parameter.strip() not in {"", "charset=utf-8"}:
         raise UnsupportedMediaTypeError("a body that is not application/json")
     try:

@@ -28,6 +28,7 @@ from azure.core.exceptions import (
 from azure.data.tables import TableErrorCode, UpdateMode
 
 from shared import audit
+from shared.acs import ACS_ID
 from shared.entra import Person
 from shared.errors import StorageUnavailableError
 
@@ -262,10 +263,15 @@ def mapping_from_entity(entity: TableEntity) -> IdentityMapping:
         dates = {name: entity[name] for name in DATES if name in entity}
         if not all(isinstance(date, datetime) for date in dates.values()):
             raise StorageUnavailableError("a row with a date that is none")
+        state, acs_id = State(entity["state"]), entity.get("acsId", "")
+        if type(entity["generation"]) is not int or not isinstance(acs_id, str):
+            raise StorageUnavailableError("a row with members of other types")
+        if not ACS_ID.fullmatch(acs_id) and (acs_id or state is State.ACTIVE):
+            raise StorageUnavailableError("a row with an identity that is none")
         return IdentityMapping(
             person=Person(entity["PartitionKey"].partition("_")[0], entity["RowKey"]),
-            state=State(entity["state"]),
-            acs_id=entity["acsId"] if entity["state"] == State.ACTIVE else entity.get("acsId", ""),
+            state=state,
+            acs_id=acs_id,
             generation=entity["generation"],
             attempt=entity["attempt"],
             lease_until=dates.get("leaseUntil"),

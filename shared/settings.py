@@ -337,8 +337,20 @@ def _acs_endpoint(text: str) -> str:
 
 def _fields(text: str) -> dict[str, str]:
     """Return the fields of a connection string, by lower-case name."""
-    pairs = [part.partition("=") for part in text.split(";") if part]
-    return {name.strip().lower(): value for name, _, value in pairs}
+    parts = [part.partition("=") for part in text.removesuffix(";").split(";")]
+    fields = {name.lower(): value for name, _, value in parts}
+    well_formed = all(re.fullmatch(r"\w+", name) and equals for name, equals, _ in parts)
+    if len(fields) != len(parts) or not well_formed:
+        raise ValueError("is not a connection string, of the form name=value;name=value")
+    return fields
+
+
+def _base64(text: str, name: str) -> str:
+    try:
+        base64.b64decode(text or "-", validate=True)
+    except binascii.Error:
+        raise ValueError(f"has no {name}=, a base64 text") from None
+    return text
 
 
 def _acs_connection_endpoint(text: str) -> str:
@@ -346,12 +358,7 @@ def _acs_connection_endpoint(text: str) -> str:
 
 
 def _acs_connection_key(text: str) -> str:
-    key = _fields(text).get("accesskey", "")
-    try:
-        base64.b64decode(key or "-", validate=True)
-    except binascii.Error:
-        raise ValueError("has no accesskey=, a base64 text") from None
-    return key
+    return _base64(_fields(text).get("accesskey", ""), "accesskey")
 
 
 def _table_endpoint(text: str) -> str:
@@ -366,15 +373,19 @@ def _table_endpoint(text: str) -> str:
 
 
 def _table_connection(text: str) -> str:
-    fields = _fields(text)
-    if fields.get("usedevelopmentstorage", "").lower() == "true":
+    if text.lower().removesuffix(";") == "usedevelopmentstorage=true":
         return "UseDevelopmentStorage=true"  # The SDK takes it without a semicolon only.
-    if not fields.get("accountname") or not fields.get("accountkey"):
-        raise ValueError("is neither UseDevelopmentStorage=true nor one with AccountName and -Key")
-    endpoint = _split(fields.get("tableendpoint", "https://"))
-    secure = endpoint.scheme == "https" and fields.get("defaultendpointsprotocol") != "http"
-    if not secure and endpoint.hostname not in LOOPBACK_HOSTS:
+    fields = _fields(text)
+    _base64(fields.get("accountkey", ""), "AccountKey")
+    suffix = fields.get("endpointsuffix", "core.windows.net")
+    default = f"https://{fields.get('accountname')}.table.{suffix}"
+    endpoint = _split(fields.get("tableendpoint", default))
+    if endpoint.hostname in LOOPBACK_HOSTS:
+        return text
+    if {endpoint.scheme, fields.get("defaultendpointsprotocol", "https")} != {"https"}:
         raise ValueError("is not https")
+    if not TABLE_HOST.fullmatch(endpoint.netloc):
+        raise ValueError("is not one of a storage account")
     return text
 
 

@@ -350,12 +350,12 @@ class TestRetries:
         store.faults.fail_next("table_insert", delay=0.1, status=503)
         writing = asyncio.create_task(store.mappings.insert(mapping_of(person, now)))
         await asyncio.sleep(0.05)
-        await store.put(mapping_of(person, now, acs_id="8:acs:other"))
+        await store.put(mapping_of(person, now, acs_id=f"{ACS_ID}-other"))
 
         assert await writing is None
         found = await store.mappings.read(person)
         assert found is not None
-        assert "8:acs:other" == found.acs_id
+        assert f"{ACS_ID}-other" == found.acs_id
 
     async def test_row_cannot_be_read_back(
         self, store: Store, person: Person, now: datetime

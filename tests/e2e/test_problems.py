@@ -241,6 +241,43 @@ async def test_chunked_body(app: Client, running: Running) -> None:
     assert_problem(answer, 400, "invalid_request")
 
 
+async def test_body_on_a_get(app: Client, running: Running) -> None:
+    """It would be asking for less, and be answered with more."""
+    answer = await app.get("/api/token", running.somebody(), json={"scopes": ["voip"]})
+
+    assert_problem(answer, 400, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"acsId": ""},
+        {"acsId": 5},
+        {"acsId": "x/../y"},
+        {"acsId": uuid.UUID(int=5)},
+        {"generation": "1"},
+        {"state": "resting"},
+        {"lastUsedOn": "yesterday"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("path", ["/api/token", "/api/user"])
+async def test_damaged_row(
+    app: Client,
+    running: Running,
+    rewrite_row: Callable[..., Awaitable[None]],
+    path: str,
+    damage: dict[str, Any],
+) -> None:
+    """What somebody wrote into a row by hand is not taken for an identity."""
+    object_id = str(uuid.uuid4())
+    token = running.somebody(oid=object_id)
+    await app.get("/api/token", token)
+    await rewrite_row(object_id, **damage)
+
+    assert_problem(await app.get(path, token), 503, "storage_unavailable")
+
+
 async def test_lifetime_above_the_settings(
     running: Running,
     app_at: Callable[..., Client],
@@ -290,7 +327,10 @@ async def test_media_type(app: Client, running: Running, content_type: str) -> N
     assert_problem(answer, 415, "unsupported_media_type")
 
 
-@pytest.mark.parametrize("content_type", ["application/json", "Application/JSON; charset=UTF-8"])
+@pytest.mark.parametrize(
+    "content_type",
+    ["application/json", "Application/JSON; charset=UTF-8", 'application/json;charset="utf-8"'],
+)
 async def test_media_type_in_any_letters(app: Client, running: Running, content_type: str) -> None:
     """Media types are case-insensitive, RFC 9110 section 8.3.1."""
     answer = await app.post(
@@ -567,7 +607,8 @@ async def test_row_of_a_newer_version(
     await rewrite_row(object_id, schema=2)
 
     assert_problem(await app.get("/api/token", token), 503, "storage_unavailable")
-    assert object_id in await running.host.printed('"event": "mapping_unreadable"')
+    line = await running.host.printed(f'"object_id": "{object_id}", "reason"')
+    assert '"event": "mapping_unreadable"' in line
 
 
 async def test_revoked(
@@ -580,10 +621,15 @@ async def test_revoked(
     mark = datetime.now(UTC)
     await rewrite_row(object_id, revokedBefore=mark)
 
+    before = running.stack.acs.faults.count("issue")
     answer = await app.get("/api/token", token)
+    again = await app.get("/api/token", token)
     fresh = running.somebody(oid=object_id, iat=int(time.time()) + 1, nbf=int(time.time()))
 
     assert_problem(answer, 401, "invalid_token")
+    assert_problem(again, 401, "invalid_token")
+    # Issued beside the first read, and thrown away; from then on nothing is.
+    assert before + 1 == running.stack.acs.faults.count("issue")
     challenge = answer.headers["WWW-Authenticate"]
     assert 'error="insufficient_claims"' in challenge
     claims = json.loads(base64.b64decode(challenge.partition('claims="')[2].rstrip('"')))
@@ -672,6 +718,24 @@ async def test_misconfigured(
     assert_problem(await app_at(host).get("/api/health/ready"), 503, "misconfigured")
     line = await host.printed('"event": "settings_invalid"')
     assert "ENTRA_CLIENT_ID is not a GUID; PRUNE_IDLE_DAYS is not a whole number" in line
+
+
+async def test_control_characters(running: Running) -> None:
+    """A header that is no HTTP is refused by the server, which keeps the token to itself."""
+    token = running.somebody()
+    host, port = running.host.url.removeprefix("http://").split(":")
+    for odd in (b"\x00", b"\x01", b"\x1b", b"\r\n "):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(
+            b"GET /api/token HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s%s\r\n"
+            b"Connection: close\r\n\r\n" % (host.encode(), odd, token.encode())
+        )
+        answer = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        assert b" 40" in answer[:20]
+
+    assert not any(token[-100:] in line for line in running.host.output)
 
 
 async def test_no_token_in_any_log(app: Client, running: Running) -> None:
