@@ -15,6 +15,7 @@ import pytest
 from azure.communication.identity.aio import CommunicationIdentityClient
 from azure.core.credentials import AzureKeyCredential
 from azure.data.tables.aio import TableClient
+from hypothesis import settings
 
 from local.acs import AcsEmulator
 from local.azurite import azurite
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
     from local.azurite import Endpoints
+
+# Machines are noisy, and nothing is left behind.
+settings.register_profile("here", deadline=None, database=None)
+settings.load_profile("here")
 
 REPOSITORY = Path(__file__).parent.parent
 EXAMPLE = REPOSITORY / "local.settings.example.json"

@@ -782,7 +782,7 @@ CHOICES = st.lists(st.tuples(st.sampled_from(EVENTS), st.integers(0, 3)), max_si
 class TestEverySchedule:
     """Two requests, another after them and the timer, interleaved in any way."""
 
-    @settings(max_examples=400, deadline=None)
+    @settings(max_examples=400)
     @given(state=st.sampled_from(STATES), choices=CHOICES)
     def test_holds(self, state: str, choices: list[tuple[str, int]]) -> None:
         """Nobody gets a token of an identity that is not, or does not stay, the person's."""

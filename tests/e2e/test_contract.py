@@ -50,9 +50,7 @@ def test_behaves_as_the_contract_says(
     schema.config.update(base_url=f"{running.host.url}/api")
     operation = schema[path][method]
 
-    @settings(
-        max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), database=None
-    )
+    @settings(max_examples=25, suppress_health_check=list(HealthCheck))
     @given(case=operation.as_strategy(generation_mode=mode))
     def check(case: schemathesis.Case[Any]) -> None:
         # Each request comes from somebody else, or the limit for one person would answer.
