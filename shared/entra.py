@@ -24,7 +24,8 @@ from shared.errors import (
     InvalidTokenError,
     TenantNotAllowedError,
 )
-from shared.settings import CONSUMERS
+from shared.settings import CONSUMERS, GUID
+from shared.signing_keys import KEY_ID
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,8 +40,6 @@ MAX_LIFETIME = 28 * 3600  # seconds: a token under continuous access evaluation 
 
 _SEGMENT = r"[A-Za-z0-9_-]+"
 _COMPACT = re.compile(rf"({_SEGMENT})\.({_SEGMENT})\.({_SEGMENT})")
-_KEY_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
-_GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 TOKEN_TYPES = ("JWT", "at+jwt")
 # Header members that bring a key or change what is signed. `nonce` marks tokens of Microsoft
 # Graph, whose signature covers something else. Unknown members are harmless: Microsoft adds some.
@@ -126,7 +125,7 @@ def key_id_of(access_token: str) -> str:
     if not REFUSED_HEADERS.isdisjoint(name.lower() for name in members):
         raise InvalidTokenError("a header member that is never honoured")
     key_id = members.get("kid")
-    if not isinstance(key_id, str) or not _KEY_ID.fullmatch(key_id):
+    if not isinstance(key_id, str) or not KEY_ID.fullmatch(key_id):
         raise InvalidTokenError("kid is not a key id")
     return key_id
 
@@ -195,7 +194,7 @@ def caller_from_claims(
 
 
 def _is_guid(value: object) -> TypeGuard[str]:
-    return isinstance(value, str) and _GUID.fullmatch(value) is not None
+    return isinstance(value, str) and GUID.fullmatch(value) is not None
 
 
 def _check_dates(claims: Mapping[str, Any], now: float) -> None:

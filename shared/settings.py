@@ -37,7 +37,7 @@ TABLE_HOST = re.compile(
 )
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 Value = TypeVar("Value")
-_GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class SettingsError(ValueError):
@@ -265,7 +265,7 @@ def _prune(reader: _Reader) -> PruneSettings:
 
 
 def _guid(text: str) -> str:
-    if text and not _GUID.fullmatch(text.lower()):
+    if text and not GUID.fullmatch(text.lower()):
         raise ValueError("is not a GUID")
     return text.lower()
 
@@ -288,7 +288,7 @@ def _tenants(text: str) -> frozenset[str] | None:
     if text == ANY_TENANT:
         return None
     tenants = frozenset(_items(text))
-    if not tenants or not all(_GUID.fullmatch(tenant.lower()) for tenant in tenants):
+    if not tenants or not all(GUID.fullmatch(tenant.lower()) for tenant in tenants):
         raise ValueError("is neither a list of tenant ids (GUIDs) nor *")
     if CONSUMERS in _guids(text):
         raise ValueError("has the tenant of personal accounts, which is never served")

@@ -43,7 +43,7 @@ MAX_UNKNOWN = 1024
 MAX_DOCUMENT_BYTES = 256 * 1024
 MAX_KEYS = 100
 
-_KEY_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+KEY_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _PRIVATE_MEMBERS = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
 _RSA_BITS = range(2048, 4096 + 1)
 _RSA_EXPONENT = 65537
@@ -263,7 +263,7 @@ def signing_keys_from(
 
 
 def _signing_key(jwk: dict[str, Any], cloud: object) -> SigningKey:
-    if not _KEY_ID.fullmatch(jwk["kid"]):
+    if not KEY_ID.fullmatch(jwk["kid"]):
         raise ValueError("kid is not a key id")
     if jwk.get("kty") != "RSA" or jwk.get("use", "sig") != "sig":
         raise ValueError("not an RSA key for signatures")
