@@ -146,7 +146,8 @@ class IdentityMappings:
     async def count(self, *, idle_before: datetime) -> tuple[int, int]:
         """Return how many rows there are, and how many of them are active but idle."""
         total = idle = 0
-        async for entities in self._pages("", select=["state", "lastUsedOn"]):
+        columns = ["state", "lastUsedOn"]
+        async for entities in _pages_of(self._mappings, "", select=columns):
             total += len(entities)
             for entity in entities:
                 used = entity.get("lastUsedOn")
@@ -154,19 +155,17 @@ class IdentityMappings:
                     idle += used < idle_before
         return total, idle
 
-    async def idle(self, *, idle_before: datetime) -> AsyncIterator[IdentityMapping]:
+    def idle(self, *, idle_before: datetime) -> AsyncIterator[IdentityMapping]:
         """Yield the active mappings that nobody used since a date, but no unreadable row."""
-        condition = "state eq @state and lastUsedOn lt @date"
-        parameters = {"state": State.ACTIVE.value, "date": idle_before}
-        async for entities in self._pages(condition, parameters=parameters):
-            for mapping in _readable(entities):
-                yield mapping
+        return self._select("state eq @active and lastUsedOn lt @date", idle_before)
 
-    async def interrupted(self, *, lease_before: datetime) -> AsyncIterator[IdentityMapping]:
+    def interrupted(self, *, lease_before: datetime) -> AsyncIterator[IdentityMapping]:
         """Yield the mappings whose creation or deletion has not moved on, as `idle` does."""
-        condition = "state ne @state and leaseUntil lt @date"
-        parameters = {"state": State.ACTIVE.value, "date": lease_before}
-        async for entities in self._pages(condition, parameters=parameters):
+        return self._select("state ne @active and leaseUntil lt @date", lease_before)
+
+    async def _select(self, condition: str, date: datetime) -> AsyncIterator[IdentityMapping]:
+        parameters = {"active": State.ACTIVE.value, "date": date}
+        async for entities in _pages_of(self._mappings, condition, parameters=parameters):
             for mapping in _readable(entities):
                 yield mapping
 
@@ -205,9 +204,6 @@ class IdentityMappings:
                 READ_ATTEMPTS,
             )
         return dates[-1]
-
-    def _pages(self, condition: str, **options: Any) -> AsyncIterator[list[TableEntity]]:  # noqa: ANN401 - the SDK's
-        return _pages_of(self._mappings, condition, **options)
 
     async def _write(
         self,

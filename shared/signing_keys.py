@@ -191,12 +191,8 @@ class SigningKeys:
         except Exception as exc:  # noqa: BLE001 - whatever Entra's host does, the old set stays
             self._last_fetch_failed = True
             hours = None if not self._keys else round(self._age() / 3600, 1)
-            reason = str(exc) if type(exc) is ValueError else type(exc).__name__
-            audit.record(
-                "signing_keys_not_refreshed",
-                {"reason": reason, "age_hours": hours},
-                level=logging.ERROR,
-            )
+            fields = {"reason": _reason(exc), "age_hours": hours}
+            audit.record("signing_keys_not_refreshed", fields, level=logging.ERROR)
         else:
             replaced = bool(self._keys) and self._keys.keys().isdisjoint(keys)
             self._keys, self._fetched_at, self._last_fetch_failed = keys, self._clock(), False
