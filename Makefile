@@ -47,12 +47,16 @@ format: setup  ## Put the code into form.
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
+# Extras stay in the lock: pip before 23.3, which Python 3.11 and 3.12 bring, takes `coverage[toml]`
+# for something that `coverage==7.17.3` does not pin (pypa/pip#9644).
+COMPILE := uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-strip-extras
+
 .PHONY: lock
 lock: setup  ## Pin the newest packages, with hashes, for Python 3.11 to 3.13.
 	@$(BIN)/pip install --quiet uv
-	@$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header requirements.in --output-file requirements.txt
-	@$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --constraints requirements.txt requirements-dev.in --output-file requirements-dev.txt
-	@$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header local/requirements-node.in --output-file local/requirements-node.txt
+	@$(BIN)/$(COMPILE) requirements.in --output-file requirements.txt
+	@$(BIN)/$(COMPILE) --constraints requirements.txt requirements-dev.in --output-file requirements-dev.txt
+	@$(BIN)/$(COMPILE) local/requirements-node.in --output-file local/requirements-node.txt
 
 .PHONY: setup
 setup: packages  ## Install what is missing: Python packages, Node.js if there is none, Azurite.
