@@ -43,6 +43,11 @@ class BrokerError(Exception):
         if retry_after is not None:
             self.retry_after = retry_after
 
+    @property
+    def title(self) -> str:
+        """The status's name in RFC 9110, section 15."""
+        return self.status.phrase
+
     def challenge(self) -> dict[str, str]:
         """Return the parameters of the `WWW-Authenticate: Bearer` challenge, RFC 6750 section 3."""
         return {"error": self.code, "error_description": self.description}
@@ -169,6 +174,7 @@ class PayloadTooLargeError(BrokerError):
     """The request's body is larger than any that the contract allows."""
 
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    title = "Content Too Large"  # RFC 9110; Python before 3.13 has the name of RFC 2616.
     code = "payload_too_large"
     description = "The request body may have 16 KiB at most."
 

@@ -43,7 +43,14 @@ MAX_BODY_BYTES = 16 * 1024
 MAX_SCOPES = 16
 # A caller has an answer within 8 seconds; the rest is for the host and the way back.
 DEADLINE_SECONDS = 7.5
-ALWAYS = {"Cache-Control": "no-store", "Pragma": "no-cache", "X-Content-Type-Options": "nosniff"}
+ALWAYS = {
+    "Cache-Control": "no-store",
+    "Pragma": "no-cache",
+    "X-Content-Type-Options": "nosniff",
+    # Without it, a page of another origin may read neither; the host's CORS settings cannot name
+    # headers. https://fetch.spec.whatwg.org/#http-access-control-expose-headers
+    "Access-Control-Expose-Headers": "WWW-Authenticate, Retry-After",
+}
 
 logger = logging.getLogger("broker.http")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -253,7 +260,7 @@ def _problem(error: BrokerError, trace_id: str) -> func.HttpResponse:
         headers["Allow"] = ", ".join(error.allowed)
     problem = {
         "type": "about:blank",  # RFC 9457: the title is then the status' own.
-        "title": error.status.phrase,
+        "title": error.title,
         "status": error.status.value,
         "detail": error.description,
         "instance": uuid.UUID(trace_id).urn,

@@ -96,7 +96,7 @@ class TestProblems:
         problem = json.loads(response.get_body())
 
         assert (error.status.value, error.code) == (response.status_code, problem["code"])
-        assert (error.status.phrase, error.description) == (problem["title"], problem["detail"])
+        assert (error.title, error.description) == (problem["title"], problem["detail"])
         assert TRACE == problem["traceId"]
         assert b"for the log alone" not in response.get_body()
         assert (error.status in {401, 403}) == ("WWW-Authenticate" in response.headers)

@@ -2,12 +2,11 @@
 //
 //   node msal.mjs CHROMIUM '{"auth": {...}, "scopes": [...], "person": "Ada", "challenge": "..."}'
 
-import { mkdtemp, readFile, rm } from "node:fs/promises";
+import { readFile } from "node:fs/promises";
 import { createServer } from "node:http";
 import { createRequire } from "node:module";
-import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
-import { chromium } from "playwright-core";
+import { withPage } from "./browser.mjs";
 
 const [executablePath, config] = process.argv.slice(2);
 const { person, challenge } = JSON.parse(config);
@@ -26,25 +25,8 @@ const server = createServer((request, response) => {
 await new Promise((listening) => server.listen(0, "127.0.0.1", listening));
 const app = `http://127.0.0.1:${server.address().port}/`;
 
-const profile = await mkdtemp(join(tmpdir(), "msal-"));
-const browser = await chromium.launchPersistentContext(profile, {
-  executablePath,
-  headless: true,
-  ignoreHTTPSErrors: true,
-  args: [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-  ],
-});
 const complaints = [];
-try {
-  const page = browser.pages()[0];
-  page.setDefaultTimeout(20_000);
+await withPage(executablePath, async (page) => {
   page.on("pageerror", (error) => complaints.push(String(error)));
   page.on("console", (message) => {
     if (message.type() === "error") complaints.push(message.text());
@@ -72,11 +54,9 @@ try {
   await signIn.click();
   await choice.waitFor();
   console.log(JSON.stringify({ first, cached, refreshed, challenged, complaints }));
-} catch (error) {
-  console.error(error, complaints);
-  process.exitCode = 1;
-} finally {
-  await browser.close();
-  server.close();
-  await rm(profile, { recursive: true, force: true });
-}
+})
+  .catch((error) => {
+    console.error(error, complaints);
+    process.exitCode = 1;
+  })
+  .finally(() => server.close());
