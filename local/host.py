@@ -5,8 +5,9 @@
 It does with requests and answers what the Functions host and its Python worker do, down to their
 surprises: routes are tried in the order of the functions' names, a method that a function does
 not list is 404, an empty query parameter and the body of a chunked request never arrive, a body
-over the limit is 500. Unlike them it listens on loopback only, refuses any other Host header, and
-runs a timer only when asked to: POST {} to /admin/functions/NAME.
+over the limit is 500, and a log record that the app writes outside a running invocation is lost.
+Unlike them it listens on loopback only, refuses any other Host header, and runs a timer only when
+asked to: POST {} to /admin/functions/NAME.
 """
 
 from __future__ import annotations
@@ -54,8 +55,9 @@ CRON = re.compile(r"[0-9*/,-]+( [0-9*/,-]+){3}( [0-9A-Za-z*/,-]+){2}")
 # A timer that is run by hand is told nothing about its schedule.
 TIMER_INFO = Datum('{"IsPastDue": false, "Schedule": {}, "ScheduleStatus": {}}', "json")
 
-running_function: ContextVar[str] = ContextVar("running_function", default="host")
 logger = logging.getLogger("host")
+# Whose records are shown at all times: this host's own, and Python's about tasks gone wrong.
+HOST_LOGGERS = ("host", "aiohttp", "asyncio")
 
 
 class HostError(Exception):
@@ -116,6 +118,18 @@ class Context:
     retry_context: None = None
 
 
+@dataclass(slots=True)
+class Invocation:
+    """One call of a function, as work that it started sees it, also once it has ended."""
+
+    function: str
+    over: bool = False
+
+
+# The tasks that an invocation starts belong to it: the worker hands its id on in the same way.
+current_invocation: ContextVar[Invocation | None] = ContextVar("invocation", default=None)
+
+
 @dataclass(frozen=True, slots=True)
 class Function:
     """One function of the app. Without a route it is a timer; without methods it takes all."""
@@ -128,13 +142,17 @@ class Function:
 
     async def run(self, value: Any, context: Context) -> Any:  # noqa: ANN401 - the app's own types
         """Call the function, in a thread where it is not async, and return what it returns."""
-        running_function.set(self.name)
+        invocation = Invocation(self.name)
+        current_invocation.set(invocation)
         arguments = {self.argument: value}
         if "context" in inspect.signature(self.call).parameters:
             arguments["context"] = context
-        if inspect.iscoroutinefunction(self.call):
-            return await self.call(**arguments)
-        return await asyncio.to_thread(self.call, **arguments)
+        try:
+            if inspect.iscoroutinefunction(self.call):
+                return await self.call(**arguments)
+            return await asyncio.to_thread(self.call, **arguments)
+        finally:
+            invocation.over = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -337,7 +355,9 @@ class OneLineFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, with the function that was running."""
         moment = time.strftime("%H:%M:%S", time.localtime(record.created))
-        head = f"[{moment}.{int(record.msecs):03}] {running_function.get()}: {record.levelname} "
+        invocation = current_invocation.get()
+        source = invocation.function if invocation else "host"
+        head = f"[{moment}.{int(record.msecs):03}] {source}: {record.levelname} "
         text = super().format(record)
         return head + "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
@@ -346,10 +366,23 @@ def log_to_stdout() -> None:
     """Send the app's log records to stdout, from INFO on; of the Azure SDKs only warnings."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(OneLineFormatter())
+    handler.addFilter(_arrives)
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("azure").setLevel(logging.WARNING)
     # aiohttp would quote the header that it cannot read, and with it a token.
     logging.getLogger("aiohttp.server").addFilter(_says_nothing_of_headers)
+
+
+def _arrives(record: logging.LogRecord) -> bool:
+    """Tell whether a record would reach the host's log.
+
+    The worker sends each record with the id of the invocation whose task writes it. The host takes
+    it only while that invocation runs (GrpcWorkerChannel.Log in Azure/azure-functions-host), and
+    drops the others without a word. Standard output is forwarded at all times.
+    """
+    invocation = current_invocation.get()
+    of_the_app = record.name.partition(".")[0] not in HOST_LOGGERS
+    return not of_the_app or (invocation is not None and not invocation.over)
 
 
 def _says_nothing_of_headers(record: logging.LogRecord) -> bool:

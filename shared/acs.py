@@ -26,7 +26,7 @@ from azure.core.exceptions import (
     ServiceResponseTimeoutError,
 )
 
-from shared import strict_json
+from shared import audit, strict_json
 from shared.errors import (
     IdentityGoneError,
     UpstreamAuthError,
@@ -129,8 +129,9 @@ class AcsIdentity:
 @asynccontextmanager
 async def _translated() -> AsyncIterator[None]:
     try:
-        async with asyncio.timeout(OPERATION_SECONDS):
-            yield
+        with audit.timed("acs_ms"):
+            async with asyncio.timeout(OPERATION_SECONDS):
+                yield
     except Exception as exc:
         raise error_of(exc) from exc
 

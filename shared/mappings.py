@@ -328,8 +328,9 @@ async def _attempt(
     """
     for attempt in range(attempts):
         try:
-            async with asyncio.timeout(seconds):
-                return await call()
+            with audit.timed("table_ms"):
+                async with asyncio.timeout(seconds):
+                    return await call()
         except StopAsyncIteration:
             raise
         except (ResourceExistsError, ResourceModifiedError) as exc:

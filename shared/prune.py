@@ -82,7 +82,8 @@ class Pruner:
         event, level = "prune_failed", logging.ERROR
         why: dict[str, audit.Field] = {}
         try:
-            await self._run(report)
+            with audit.decision() as spent:
+                await self._run(report)
             event, level = "prune_finished", logging.INFO
         except _BrakeError as brake:
             report.stopped = str(brake)
@@ -92,7 +93,7 @@ class Pruner:
             raise
         finally:
             ms = round((time.monotonic() - started) * 1000)
-            audit.record(event, {**asdict(report), **why, "ms": ms}, level=level)
+            audit.record(event, {**asdict(report), **spent, **why, "ms": ms}, level=level)
         return report
 
     async def _run(self, report: PruneReport) -> None:

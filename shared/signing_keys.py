@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 REFRESH_INTERVAL = 3600
 RETRY_FIRST, RETRY_LAST = 5, 300
 MAX_AGE = 24 * 3600
+STALE = 2 * 3600  # The hourly refresh has failed for long enough to tell somebody.
 FRESH = 300  # In a set as young as this, an id that is missing does not exist.
 FETCH_DEADLINE = 3
 WAIT_FOR_FETCH = 2
@@ -97,8 +98,12 @@ class SigningKeys:
             InvalidTokenError: Entra has no such key.
             KeysUnavailableError: there is no telling, since Entra cannot be asked.
         """
+        if self._keys and self._age() > STALE:
+            # Each request tells it, since the refresher's own lines may not reach the log.
+            audit.note(keys_age_hours=round(self._age() / 3600, 1))
         if key_id not in self._keys or self._too_old():
-            await self._look_for(key_id)
+            with audit.timed("keys_ms"):
+                await self._look_for(key_id)
         try:
             return self._keys[key_id]
         except KeyError:

@@ -46,6 +46,95 @@ def test_notes_belong_to_the_decision() -> None:
     assert {"route": "token", "acs_id": "8:acs:2", "created": True} == noted
 
 
+async def test_after_the_end(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Work that outlives its request prints its line: the host would drop a log record."""
+    over = asyncio.Event()
+
+    async def work() -> None:
+        audit.record("in_time", {})
+        await over.wait()
+        audit.note(created=True)
+        audit.record("too_late", {"acs_id": "8:acs:1"}, level=logging.ERROR)
+
+    with caplog.at_level(logging.INFO):
+        with audit.decision() as noted:
+            task = asyncio.create_task(work())
+            await asyncio.sleep(0)
+        noted_in_time = dict(noted)
+        over.set()
+        await task
+
+    assert [{"event": "in_time"}] == lines(caplog)
+    printed = capsys.readouterr().out
+    assert {"event": "too_late", "acs_id": "8:acs:1"} == json.loads(printed)
+    assert 1 == printed.count("\n")
+    assert {} == noted_in_time
+
+
+class TestTimed:
+    """How long a decision waited for whom."""
+
+    async def test_adds_up(self) -> None:
+        """Stays under one name add up, one after the other or side by side."""
+
+        async def stay(name: str) -> None:
+            with audit.timed(name):
+                await asyncio.sleep(0.03)
+
+        with audit.decision() as noted:
+            await asyncio.gather(stay("acs_ms"), stay("table_ms"), stay("table_ms"))
+            await stay("table_ms")
+
+        assert {"acs_ms", "table_ms"} == noted.keys()
+        # Timers may end a little early, and a busy machine late; what is right is at least this.
+        assert 29 <= int(str(noted["acs_ms"]))
+        assert 87 <= int(str(noted["table_ms"]))
+
+    async def test_still_waiting(self) -> None:
+        """What is being waited for when the time is up counts; later stays do not."""
+        started, going_on = asyncio.Event(), asyncio.Event()
+
+        async def outlive() -> None:
+            with audit.timed("acs_ms"):
+                started.set()
+                await going_on.wait()
+            with audit.timed("table_ms"):
+                await asyncio.sleep(0)
+
+        with audit.decision() as noted:
+            task = asyncio.create_task(outlive())
+            await started.wait()
+            await asyncio.sleep(0.03)
+        in_time = dict(noted)
+        going_on.set()
+        await task
+
+        assert 29 <= int(str(in_time["acs_ms"]))
+        assert in_time == noted
+
+    def test_error(self) -> None:
+        """A stay that ends with an error counts."""
+        with audit.decision() as noted:
+            try:
+                with audit.timed("acs_ms"):
+                    raise ValueError  # noqa: TRY301 - what the body does
+            except ValueError:
+                pass
+
+        assert ["acs_ms"] == list(noted)
+
+    def test_without_a_decision(self) -> None:
+        """Outside a decision nothing is measured, and nothing fails."""
+        with audit.timed("acs_ms"):
+            pass
+        with audit.decision() as noted:
+            pass
+
+        assert {} == noted
+
+
 async def test_requests_do_not_mix() -> None:
     """Two requests at once, with work in tasks of their own, note what is theirs."""
 

@@ -66,6 +66,11 @@ SETTINGS = AcsSettings(
 ANYTHING = TokenRequest(scopes=None, lifetime=None)
 
 
+def without_times(noted: dict[str, audit.Field]) -> dict[str, audit.Field]:
+    """Return the fields that are the same each time."""
+    return {name: value for name, value in noted.items() if not name.endswith("_ms")}
+
+
 @dataclass
 class Seconds:
     """A stop-watch that is moved by hand."""
@@ -255,8 +260,27 @@ class TestIssue:
             await broker.issue(caller, ANYTHING)
 
         noted = {"acs_id": issued.acs_id, "scopes": "chat,voip"}
-        assert noted | {"created": True} == first
-        assert noted == second
+        assert {"acs_ms", "table_ms"} <= first.keys()
+        assert noted | {"created": True} == without_times(first)
+        assert noted == without_times(second)
+
+    @pytest.mark.parametrize("slow", ["keys_ms", "acs_ms", "table_ms"])
+    async def test_who_was_slow(
+        self, broker: Broker, acs: AcsEmulator, entra: EntraEmulator, store: Store, slow: str
+    ) -> None:
+        """The audit line tells whether Entra, ACS or the table kept the caller waiting."""
+        faults, operation = {
+            "keys_ms": (entra.faults, "jwks"),
+            "acs_ms": (acs.faults, "create"),
+            "table_ms": (store.faults, "table_insert"),
+        }[slow]
+        faults.fail_next(operation, delay=0.4)
+
+        with audit.decision() as noted:
+            await broker.issue(await broker.authenticate(entra.issue_access_token()), ANYTHING)
+
+        assert {"keys_ms", "acs_ms", "table_ms"} <= noted.keys()
+        assert 400 <= int(str(noted[slow]))
 
     async def test_no_secrets_in_the_log(
         self,

@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import json
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -17,7 +18,7 @@ from local.entra import EntraEmulator
 from local.entra_tokens import CLOUD
 from local.entra_tokens import SigningKey as EntraKey
 from local.serving import serve
-from shared import signing_keys
+from shared import audit, signing_keys
 from shared.errors import InvalidTokenError, KeysUnavailableError
 from shared.signing_keys import SigningKeys, signing_keys_from
 from tests.emulated import until
@@ -620,6 +621,59 @@ class TestLastKnownGood:
         with pytest.raises(KeysUnavailableError):
             await keys.get(known)
         await keys.get(known)
+
+    async def test_outage_is_told_by_each_request(
+        self, entra: EntraEmulator, keys: SigningKeys, known: str, clock: Clock
+    ) -> None:
+        """Where the keys are not refreshed, the requests that they serve say how old they are."""
+        await keys.get(known)
+        entra.faults.fail_next(status=503, times=99)
+        told = []
+        for hours in (1.9, 0.2, 21.0, 1.0):
+            clock.advance(hours=hours)
+            with audit.decision() as noted, suppress(KeysUnavailableError):
+                await keys.get(known)
+            told.append(noted.get("keys_age_hours"))
+
+        assert [None, 2.1, 23.1, 24.1] == told
+
+    async def test_without_keys_there_is_no_age(
+        self, entra: EntraEmulator, keys: SigningKeys, known: str
+    ) -> None:
+        """An instance that never had keys tells how long it waited for them, and no age."""
+        entra.faults.fail_next(status=503, times=99)
+        with audit.decision() as noted, suppress(KeysUnavailableError):
+            await keys.get(known)
+
+        assert ["keys_ms"] == list(noted)
+
+    async def test_background_lines_are_printed(
+        self,
+        entra: EntraEmulator,
+        key_store: Callable[..., SigningKeys],
+        known: str,
+        caplog: pytest.LogCaptureFixture,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        """The refresher outlives the request that began it, and the host drops late records."""
+        caplog.set_level(logging.INFO)
+        keys = key_store(entra.url, refresh_interval=0.05)
+        with audit.decision():
+            await keys.get(known)
+        logged = [json.loads(line)["event"] for line in caplog.messages]
+        entra.faults.fail_next("jwks", status=503)
+        printed: list[str] = []
+
+        def told() -> bool:
+            printed.extend(capsys.readouterr().out.splitlines())
+            return any("signing_keys_not_refreshed" in line for line in printed)
+
+        await until(told)
+        keys.close()
+
+        assert ["signing_keys_refreshed"] == logged
+        assert {"reason": "status 503", "age_hours": 0.0}.items() <= json.loads(printed[-1]).items()
+        assert len(logged) == len(caplog.messages)
 
     async def test_all_keys_replaced(
         self,

@@ -657,6 +657,23 @@ class TestSigningKeys:
         assert_problem(answer, 503, "keys_unavailable")
         assert 200 == (await app_at(host).get("/api/token", running.somebody())).status
 
+    async def test_refresh_in_the_background_is_told(
+        self,
+        app_at: Callable[..., Client],
+        running: Running,
+        another_host: Callable[..., FunctionsHost],
+    ) -> None:
+        """What the refresher finds after the request that began it reaches the operator."""
+        host = another_host()
+        running.stack.entra.faults.fail_next("openid_configuration", status=500)
+
+        await app_at(host).get("/api/token", running.somebody())
+        first = await host.printed("signing_keys_not_refreshed")
+        later = await host.printed("signing_keys_refreshed", seconds=20)
+
+        assert "token: ERROR {" in first  # A record of the request.
+        assert "signing_keys_refreshed" == json.loads(later)["event"]  # The line as it is.
+
     async def test_not_ready_without_keys(
         self,
         app_at: Callable[..., Client],

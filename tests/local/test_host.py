@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).parents[2]
 
 APP = """
-import json, logging, os, threading, time
+import asyncio, json, logging, os, threading, time
 import azure.functions as func
 
+logging.warning("while it is imported")
 app = func.FunctionApp(http_auth_level=func.AuthLevel.ANONYMOUS)
 
 @app.route(route="echo/{id:int?}", methods=["GET", "POST"])
@@ -70,9 +71,21 @@ async def answers(req: func.HttpRequest) -> func.HttpResponse:
 
 @app.route(route="slow")
 async def slow(req: func.HttpRequest) -> func.HttpResponse:
-    import asyncio
     print("slow began", flush=True)
     await asyncio.sleep(0.5)
+    return func.HttpResponse("done")
+
+@app.route(route="outlived")
+async def outlived(req: func.HttpRequest) -> func.HttpResponse:
+    began = asyncio.Event()
+    async def work() -> None:
+        logging.info("in time")
+        began.set()
+        await asyncio.sleep(0.1)
+        logging.error("too late to be logged")
+        print("printed late", flush=True)
+    asyncio.create_task(work())
+    await began.wait()
     return func.HttpResponse("done")
 
 @app.timer_trigger(schedule="%SCHEDULE%", arg_name="timer")
@@ -387,6 +400,23 @@ class TestAnswers:
 
         assert r"echo: INFO two\nlines \x1b[31m" in host.printed()
         assert "unheard" not in host.printed()
+
+
+class TestLog:
+    """Which lines of the app an operator in Azure would see."""
+
+    async def test_outlived(self, http: ClientSession, host: RunningHost) -> None:
+        """A record that is written after its invocation's end is lost; what is printed is not."""
+        await http.get("/api/outlived")
+        while "printed late" not in host.printed():  # noqa: ASYNC110 - another process prints it
+            await asyncio.sleep(0.02)
+
+        assert "outlived: INFO in time" in host.printed()
+        assert "too late to be logged" not in host.printed()
+
+    def test_outside(self, host: RunningHost) -> None:
+        """A record that belongs to no invocation is lost."""
+        assert "while it is imported" not in host.printed()
 
 
 class TestCors:

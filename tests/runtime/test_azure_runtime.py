@@ -39,10 +39,31 @@ async def tick(timer: func.TimerRequest) -> None:
 """
 
 
-def run(
-    folder: Path, calls: list[dict[str, Any]], **settings: str
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Load an app in Microsoft's runtime, and return its functions and the answers to the calls."""
+OUTLIVED = """
+import asyncio, logging
+import azure.functions as func
+from shared import audit
+
+app = func.FunctionApp(http_auth_level=func.AuthLevel.ANONYMOUS)
+
+@app.route(route="outlived")
+async def outlived(req: func.HttpRequest) -> func.HttpResponse:
+    began = asyncio.Event()
+    async def work() -> None:
+        audit.record("in_time", {})
+        began.set()
+        await asyncio.sleep(0.05)
+        logging.error("any late record")
+        audit.record("too_late", {"acs_id": "8:acs:1"})
+    with audit.decision():
+        task = asyncio.create_task(work())
+        await began.wait()
+    return func.HttpResponse("done")
+"""
+
+
+def run(folder: Path, calls: list[dict[str, Any]], **settings: str) -> dict[str, Any]:
+    """Load an app in Microsoft's runtime, make calls, and return what the worker program tells."""
     worker = subprocess.run(  # noqa: S603 - our own program
         [sys.executable, str(Path(__file__).with_name("worker.py")), str(folder)],
         input=json.dumps(calls),
@@ -54,8 +75,8 @@ def run(
         check=False,
     )
     assert 0 == worker.returncode, worker.stderr
-    result = json.loads(worker.stdout.splitlines()[-1])
-    return result["functions"], result["answers"]
+    *printed, result = worker.stdout.splitlines()
+    return {**json.loads(result), "printed": printed}
 
 
 def http(function: str, method: str = "GET", **request: Any) -> dict[str, Any]:
@@ -71,7 +92,7 @@ class TestSmallApp:
         """Requests go in, answers and errors come out, and timers run."""
         (tmp_path / "function_app.py").write_text(SMALL_APP)
 
-        functions, answers = run(
+        result = run(
             tmp_path,
             [
                 http("echo", "POST", body="hi", query={"a": "1"}, headers={"x-name": "n"}),
@@ -80,7 +101,8 @@ class TestSmallApp:
             ],
         )
 
-        assert {"echo", "in_thread", "tick"} == functions.keys()
+        answers = result["answers"]
+        assert {"echo", "in_thread", "tick"} == result["functions"].keys()
         assert 201 == answers[0]["status"]
         assert "value" == answers[0]["headers"]["X-Name"]
         trace = f"00-{'a' * 32}-{'b' * 16}-01"
@@ -96,14 +118,32 @@ class TestSmallApp:
             run(tmp_path, [])
 
 
+class TestLog:
+    """What reaches an operator once an invocation has ended."""
+
+    def test_outlived(self, tmp_path: Path) -> None:
+        """The host would drop each late record; the audit line is printed, and so arrives."""
+        (tmp_path / "function_app.py").write_text(OUTLIVED)
+
+        result = run(
+            tmp_path,
+            [{"function": "outlived", "listen_seconds": 1}],
+            PYTHONPATH=str(REPOSITORY),
+        )
+
+        assert '{"event": "in_time"}' in result["taken"]
+        assert "any late record" in result["dropped"]
+        assert ['{"event": "too_late", "acs_id": "8:acs:1"}'] == result["printed"]
+        assert not any("too_late" in line for line in result["taken"] + result["dropped"])
+
+
 class TestBroker:
     """This repository's function_app.py."""
 
     def test_loads_and_answers(self) -> None:
         """The app is indexed without settings, and answers what needs no dependency."""
-        functions, [healthy, contract, refused] = run(
-            REPOSITORY, [http("health"), http("openapi"), http("token")]
-        )
+        result = run(REPOSITORY, [http("health"), http("openapi"), http("token")])
+        functions, [healthy, contract, refused] = result["functions"], result["answers"]
 
         assert {
             "token",

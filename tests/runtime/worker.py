@@ -2,14 +2,15 @@
 
     python worker.py FOLDER < calls.json
 
-Reads a list of calls from stdin and prints what was loaded and answered, as JSON. It is a program
-of its own because the runtime keeps one app for the life of its process.
+Reads a list of calls from stdin and prints what was loaded and answered, as JSON in the last line.
+It is a program of its own because the runtime keeps one app for the life of its process.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sys
 import uuid
 from importlib.metadata import distribution
@@ -17,6 +18,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import azure_functions_runtime as runtime
+from azure_functions_runtime.bindings.datumdef import Datum
+from azure_functions_runtime.native_invocation import invocation_request_native
 
 # The wheel keeps its generated messages among its tests.
 sys.path.append(str(distribution("azure-functions-runtime-v1").locate_file("tests")))
@@ -84,14 +87,59 @@ async def invoke(function: Any, call: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+class HostLog(logging.Handler):
+    """Takes and drops records as the Functions host does.
+
+    Each is sent with the id of the invocation that the runtime says it belongs to, and taken only
+    while that invocation runs: GrpcWorkerChannel.Log in Azure/azure-functions-host.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running: set[str] = set()
+        self.taken: list[str] = []
+        self.dropped: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take a record, or drop it."""
+        reaches = runtime.invocation_id_cv.get() in self.running
+        (self.taken if reaches else self.dropped).append(record.getMessage())
+
+
+async def invoke_and_listen(function: Any, log: HostLog) -> None:
+    """Call a function that takes a request, as the worker does that is written in Rust."""
+    invocation_id = str(uuid.uuid4())
+    log.running.add(invocation_id)
+    empty = Datum("", "string")
+    http = {"method": Datum("GET", "string"), "url": Datum("http://localhost/", "string")}
+    http |= {name: {} for name in ("headers", "query", "params")} | {"body": empty}
+    # In a task of its own, as the worker's `run_coroutine_threadsafe` makes one.
+    await asyncio.create_task(
+        invocation_request_native(
+            invocation_id, function.function_id, [("req", Datum(http, "http"))], {}
+        )
+    )
+    log.running.remove(invocation_id)
+
+
 async def main(folder: str) -> None:
     """Load the app, make the calls in turn, print what came of it."""
     sys.path.insert(0, folder)
     runtime.start_threadpool_executor()
     functions = await load(folder)
-    answers = [await invoke(functions[call.pop("function")], call) for call in json.load(sys.stdin)]
+    answers = []
+    log = HostLog()
+    for call in json.load(sys.stdin):
+        function = functions[call.pop("function")]
+        if "listen_seconds" in call:
+            logging.basicConfig(level=logging.INFO, handlers=[log])
+            await invoke_and_listen(function, log)
+            await asyncio.sleep(call["listen_seconds"])
+        else:
+            answers.append(await invoke(function, call))
     bindings = {name: list(map(json.loads, each.raw_bindings)) for name, each in functions.items()}
-    print(json.dumps({"functions": bindings, "answers": answers}))  # noqa: T201 - its output
+    log_lines = {"taken": log.taken, "dropped": log.dropped}
+    print(json.dumps({"functions": bindings, "answers": answers, **log_lines}))  # noqa: T201 - its output
 
 
 if __name__ == "__main__":
