@@ -311,8 +311,8 @@ output CLIENT_AUTHORITY string = '${environment().authentication.loginEndpoint}$
 @description('Scope that client apps ask Entra for.')
 output CLIENT_SCOPE string = '${applicationIdUri}/${entraRequiredScope}'
 
-@description('Where an administrator of a customer\'s tenant consents; {tenant} is that tenant\'s id.')
-output ADMIN_CONSENT_URL string = '${environment().authentication.loginEndpoint}{tenant}/adminconsent?client_id=${entraClientId}'
+@description('Where an administrator of a customer\'s tenant consents to the broker alone; {tenant} is that tenant\'s id. CLIENT_APPS of entra.bicep has the links for a client app and the broker together.')
+output ADMIN_CONSENT_URL string = '${environment().authentication.loginEndpoint}{tenant}/adminconsent?client_id=${entraClientId}&redirect_uri=${uriComponent('https://entra.microsoft.com/')}'
 
 @description('Tenant that the registration of the broker and the managed identity are in.')
 output AZURE_TENANT_ID string = tenant().tenantId

@@ -1,0 +1,115 @@
+// The registration of the broker. In a module of its own, so that the ids of its clients are plain
+// values here: a function over what another registration returns can end a deployment with an
+// unknown error (https://github.com/Azure/bicep/issues/18046).
+
+targetScope = 'subscription'
+
+extension microsoftGraphV1
+
+import { signingIn } from 'entra-clients.bicep'
+
+@description('Client id of an app.')
+@minLength(36)
+@maxLength(36)
+type clientId = string
+
+@description('Name that finds the registration again on the next deployment. It cannot be changed later.')
+param uniqueName string
+
+@description('Name that people see when they are asked for consent.')
+param displayName string
+
+@description('Users of this tenant only, or of every organisation.')
+param signInAudience string
+
+@description('Application ID URI.')
+param applicationIdUri string
+
+@description('Delegated scope that callers must hold.')
+param scopeName string
+
+@description('Id of that scope.')
+param scopeId string
+
+@description('Client ids of the apps that are consented to together with the broker. They are registered in the same tenant.')
+param knownClientIds clientId[]
+
+@description('Client ids of the apps that need no consent to call the broker.')
+param preAuthorizedClientIds string[]
+
+@description('Give tokens for the broker only to users and apps that are assigned to it.')
+param assignmentRequired bool
+
+@description('Object ids of further owners of the registration.')
+param ownerIds string[]
+
+@description('Reference to this service in a service or asset database; empty: none.')
+param serviceManagementReference string
+
+// A scope or a role can only be taken away once a deployment has set its isEnabled to false
+// (https://github.com/microsoftgraph/msgraph-bicep-types/issues/197).
+resource broker 'Microsoft.Graph/applications@v1.0' = {
+  uniqueName: uniqueName
+  displayName: displayName
+  signInAudience: signInAudience
+  serviceManagementReference: empty(serviceManagementReference) ? null : serviceManagementReference
+  owners: { relationships: ownerIds }
+  identifierUris: [applicationIdUri]
+  api: {
+    requestedAccessTokenVersion: 2
+    oauth2PermissionScopes: [
+      {
+        id: scopeId
+        value: scopeName
+        type: 'User'
+        isEnabled: true
+        adminConsentDisplayName: 'Call and chat as the signed-in user'
+        adminConsentDescription: 'Lets the app get Azure Communication Services tokens for the signed-in user.'
+        userConsentDisplayName: 'Call and chat as you'
+        userConsentDescription: 'Lets the app get Azure Communication Services tokens for you.'
+      }
+    ]
+    knownClientApplications: knownClientIds
+    preAuthorizedApplications: map(preAuthorizedClientIds, id => {
+      appId: id
+      delegatedPermissionIds: [scopeId]
+    })
+  }
+  appRoles: [
+    // Entra has no default role where an app declares one, so people need a role that grants nothing more.
+    {
+      id: guid(uniqueName, 'Tokens.Get')
+      value: 'Tokens.Get'
+      displayName: 'User'
+      description: 'Gets Azure Communication Services tokens for calls and chat.'
+      allowedMemberTypes: ['User']
+      isEnabled: true
+    }
+    {
+      id: guid(uniqueName, 'Mappings.Admin')
+      value: 'Mappings.Admin'
+      displayName: 'Administrator of mappings'
+      description: 'Reads, changes and erases the Azure Communication Services identities of all users.'
+      allowedMemberTypes: ['User', 'Application']
+      isEnabled: true
+    }
+  ]
+  // The page where administrators consent wants a permission to ask for, and an address to return to.
+  // No code sent there opens anything: the broker has no credential to redeem it with.
+  // https://learn.microsoft.com/entra/identity-platform/howto-convert-app-to-be-multi-tenant
+  requiredResourceAccess: [signingIn]
+  web: { redirectUris: ['https://entra.microsoft.com/'] }
+  // Tells tokens of apps from tokens of users.
+  optionalClaims: {
+    accessToken: [{ name: 'idtyp' }]
+  }
+  servicePrincipalLockConfiguration: { isEnabled: true, allProperties: true }
+}
+
+resource principal 'Microsoft.Graph/servicePrincipals@v1.0' = {
+  appId: broker.appId
+  appRoleAssignmentRequired: assignmentRequired
+}
+
+@description('Client id of the broker.')
+output clientId string = broker.appId

@@ -1,0 +1,112 @@
+// The registrations of the client apps that call the broker.
+
+targetScope = 'subscription'
+
+extension microsoftGraphV1
+
+@export()
+@description('An app that signs users in and calls the broker for them.')
+@sealed()
+type clientApp = {
+  @description('Name that finds the registration again on the next deployment. It cannot be changed later.')
+  @minLength(1)
+  @maxLength(60)
+  name: string
+
+  @description('Name that people see when they are asked for consent.')
+  @minLength(1)
+  @maxLength(120)
+  displayName: string
+
+  @description('Single-page app; mobile or desktop app; or web app with a server, which brings a credential of its own.')
+  kind: 'spa' | 'publicClient' | 'web'
+
+  @description('Where Entra sends users back to. Administrators come to the first one after consent.')
+  @minLength(1)
+  redirectUris: string[]
+
+  @description('Nobody is asked whether this app may call the broker.')
+  preAuthorized: bool
+}
+
+@export()
+@description('A client app as it is registered.')
+@sealed()
+type registeredClient = {
+  @description('Name of the client app.')
+  name: string
+
+  @description('Client id.')
+  clientId: string
+
+  @description('Nobody is asked whether this app may call the broker.')
+  preAuthorized: bool
+
+  @description('Where an administrator of a customer\'s tenant consents; {tenant} is that tenant\'s id.')
+  adminConsentUrl: string
+}
+
+@description('The client apps.')
+param clients clientApp[]
+
+@description('Name of the broker\'s registration, which those of the clients begin with.')
+param uniqueName string
+
+@description('Users of this tenant only, or of every organisation.')
+param signInAudience string
+
+@description('Object ids of further owners of the registrations.')
+param ownerIds string[]
+
+@description('Reference to this service in a service or asset database; empty: none.')
+param serviceManagementReference string
+
+@description('Client id of the broker; empty where it has no registration yet.')
+param brokerClientId string = ''
+
+@description('Id of the scope of the broker that the clients ask for.')
+param scopeId string
+
+// Signing in: the delegated permission User.Read of Microsoft Graph, which the portal gives every app.
+// https://learn.microsoft.com/graph/permissions-reference#userread
+@export()
+var signingIn = {
+  resourceAppId: '00000003-0000-0000-c000-000000000000'
+  resourceAccess: [{ id: 'e1fe6dd8-ba31-4d61-89e7-88639da4683d', type: 'Scope' }]
+}
+var callingTheBroker = {
+  resourceAppId: brokerClientId
+  resourceAccess: [{ id: scopeId, type: 'Scope' }]
+}
+
+resource applications 'Microsoft.Graph/applications@v1.0' = [
+  for client in clients: {
+    uniqueName: '${uniqueName}-${client.name}'
+    displayName: client.displayName
+    signInAudience: signInAudience
+    serviceManagementReference: empty(serviceManagementReference) ? null : serviceManagementReference
+    owners: { relationships: ownerIds }
+    // All three are set, so that a client can become one of another kind.
+    spa: { redirectUris: client.kind == 'spa' ? client.redirectUris : [] }
+    publicClient: { redirectUris: client.kind == 'publicClient' ? client.redirectUris : [] }
+    web: { redirectUris: client.kind == 'web' ? client.redirectUris : [] }
+    requiredResourceAccess: empty(brokerClientId) ? [signingIn] : [signingIn, callingTheBroker]
+    servicePrincipalLockConfiguration: { isEnabled: true, allProperties: true }
+  }
+]
+
+resource principals 'Microsoft.Graph/servicePrincipals@v1.0' = [
+  for (client, position) in clients: {
+    appId: applications[position].appId
+  }
+]
+
+@description('The client apps with their client ids.')
+output registered registeredClient[] = [
+  for (client, position) in clients: {
+    name: client.name
+    clientId: applications[position].appId
+    preAuthorized: client.preAuthorized
+    adminConsentUrl: '${environment().authentication.loginEndpoint}{tenant}/adminconsent?client_id=${applications[position].appId}&redirect_uri=${uriComponent(client.redirectUris[0])}'
+  }
+]

@@ -1,0 +1,350 @@
+from __future__ import annotations
+
+import graphlib
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ENTRA = (ROOT / "infra/entra.bicep").read_text()
+BROKER = (ROOT / "infra/modules/entra-broker.bicep").read_text()
+CLIENTS = (ROOT / "infra/modules/entra-clients.bicep").read_text()
+MAIN = (ROOT / "infra/main.bicep").read_text()
+EXAMPLE = (ROOT / "infra/entra.bicepparam").read_text()
+PAGE = (ROOT / "docs/deploy.md").read_text()
+SECTION = PAGE.partition("## 1. Register the broker in Entra")[2].partition("\n## ")[0]
+
+# What can be set, by Microsoft.Graph v1.0 of the extension 1.0.0:
+# https://github.com/microsoftgraph/msgraph-bicep-types/tree/main/generated/microsoftgraph
+PERMISSION = "resourceAppId resourceAccess resourceAccess.id resourceAccess.type"
+PROPERTIES = {
+    "applications": (
+        "uniqueName displayName description notes tags signInAudience identifierUris"
+        " serviceManagementReference api appRoles optionalClaims owners publicClient"
+        " requiredResourceAccess servicePrincipalLockConfiguration spa web"
+        " api.acceptMappedClaims api.knownClientApplications api.oauth2PermissionScopes"
+        " api.preAuthorizedApplications api.requestedAccessTokenVersion"
+        " api.oauth2PermissionScopes.adminConsentDescription"
+        " api.oauth2PermissionScopes.adminConsentDisplayName api.oauth2PermissionScopes.id"
+        " api.oauth2PermissionScopes.isEnabled api.oauth2PermissionScopes.type"
+        " api.oauth2PermissionScopes.userConsentDescription"
+        " api.oauth2PermissionScopes.userConsentDisplayName api.oauth2PermissionScopes.value"
+        " api.preAuthorizedApplications.appId"
+        " api.preAuthorizedApplications.delegatedPermissionIds"
+        " appRoles.allowedMemberTypes appRoles.description appRoles.displayName appRoles.id"
+        " appRoles.isEnabled appRoles.value"
+        " optionalClaims.accessToken optionalClaims.idToken optionalClaims.saml2Token"
+        " optionalClaims.accessToken.additionalProperties optionalClaims.accessToken.essential"
+        " optionalClaims.accessToken.name optionalClaims.accessToken.source"
+        " owners.relationships owners.relationshipSemantics"
+        " publicClient.redirectUris spa.redirectUris web.redirectUris"
+        " servicePrincipalLockConfiguration.allProperties"
+        " servicePrincipalLockConfiguration.isEnabled"
+    ),
+    "servicePrincipals": "accountEnabled appId appRoleAssignmentRequired description notes tags",
+}
+# https://learn.microsoft.com/entra/identity-platform/reply-url
+LONGEST_REDIRECT_URI = 256
+NOT_IN_REDIRECT_URIS = re.compile(r"[*#!$'(),;]")
+
+
+def declarations(kind: str, text: str) -> dict[str, tuple[str, str]]:
+    """Return the modules or resources of a file: for each name, what it is and its body."""
+    pattern = rf"^{kind} (\w+) '([^']+)' = (.*?^[}}\]])$"
+    return {
+        name: (what, body)
+        for name, what, body in re.findall(pattern, text, re.MULTILINE | re.DOTALL)
+    }
+
+
+def without_comments(text: str) -> str:
+    """Return Bicep without its comments; `//` inside strings stays."""
+    return re.sub(r"('(?:\\.|[^'\\])*')|//[^\n]*", lambda found: found[1] or "", text)
+
+
+def properties(body: str) -> set[str]:
+    """Return the names of all properties in an object of Bicep, as paths from its top."""
+    text = re.sub(r"'(?:\\.|[^'\\])*'", "''", without_comments(body))
+    found: set[str] = set()
+    path: list[str] = []
+    key = ""
+    for name, bracket in re.findall(r"(?:(?<=[{\n,])|^)[ ]*(\w+):|([{}])", text):
+        if name:
+            key = name
+            found.add(".".join([*path, name]).lstrip("."))
+        elif bracket == "{":
+            path.append(key)
+            key = ""
+        else:
+            key = path.pop()
+    return found
+
+
+def values(name: str, text: str) -> list[str]:
+    """Return the strings that a property has in a file, those of a list one after the other."""
+    found = re.findall(rf"\b{name}: (\[.*?\]|'[^']*')", text, re.DOTALL)
+    return [value for each in found for value in re.findall(r"'([^']*)'", each)]
+
+
+RESOURCES = [
+    pytest.param(what, body, id=f"{file}: {name}")
+    for file, text in (("broker", BROKER), ("clients", CLIENTS))
+    for name, (what, body) in declarations("resource", text).items()
+]
+
+
+class TestTypes:
+    """The compiler only warns of a property that Graph does not have."""
+
+    def test_all_resources(self) -> None:
+        """There is an application and a service principal for the broker, and for the clients."""
+        kinds = sorted(str(parameter.values[0]) for parameter in RESOURCES)
+        application, principal = "applications@v1.0", "servicePrincipals@v1.0"
+        assert kinds == [f"Microsoft.Graph/{kind}" for kind in [application] * 2 + [principal] * 2]
+
+    @pytest.mark.parametrize(("what", "body"), RESOURCES)
+    def test_properties(self, what: str, body: str) -> None:
+        """Each property is one that Graph has."""
+        known = PROPERTIES[what.removeprefix("Microsoft.Graph/").removesuffix("@v1.0")].split()
+        used = properties(body)
+        assert used
+        assert set() == used - set(known)
+
+    def test_permissions(self) -> None:
+        """So is each property of the permissions, which stand in variables."""
+        permissions = re.findall(r"^var \w+ = (\{.*?^\})$", CLIENTS, re.MULTILINE | re.DOTALL)
+        assert len(permissions) == 2
+        for permission in permissions:
+            assert properties(permission) == set(PERMISSION.split())
+
+    def test_extension(self) -> None:
+        """Only the modules that need it fetch the extension, so that main.bicep never does."""
+        modules = (ROOT / "infra").rglob("*.bicep")
+        used = {path.name for path in modules if "\nextension " in path.read_text()}
+        assert used == {"entra-broker.bicep", "entra-clients.bicep"}
+        assert "entra-" not in MAIN
+
+
+class TestOrder:
+    """The broker and its clients refer to each other, but no deployment may do so in a circle."""
+
+    @pytest.mark.parametrize(
+        ("kind", "text"),
+        [("module", ENTRA), ("resource", BROKER), ("resource", CLIENTS)],
+        ids=["entra", "broker", "clients"],
+    )
+    def test_no_circle(self, kind: str, text: str) -> None:
+        """Everything can be deployed after what it refers to."""
+        found = declarations(kind, text)
+        references = {
+            name: {other for other in found if re.search(rf"\b{other}(\.|\[)", body)}
+            for name, (_, body) in found.items()
+        }
+        order = list(graphlib.TopologicalSorter(references).static_order())
+        assert sorted(order) == sorted(found)
+        if kind == "module":
+            assert order == ["clientIds", "broker", "clientPermissions"]
+
+    def test_clients_twice(self) -> None:
+        """The clients are written twice by one file; only the second time names the broker."""
+        modules = declarations("module", ENTRA)
+        (first, body), (second, again) = modules["clientIds"], modules["clientPermissions"]
+        assert first == second
+        named = "    brokerClientId: broker.outputs.clientId\n"
+        assert named in again
+        assert body == again.replace(named, "")
+
+    def test_plain_values(self) -> None:
+        """No function of a lambda runs over what another registration of the same file returns.
+
+        https://github.com/Azure/bicep/issues/18046
+        """
+        for text in (BROKER, CLIENTS):
+            resources = "|".join(declarations("resource", text))
+            assert not re.search(rf"\b(map|filter|reduce|toObject)\(\s*({resources})\b", text)
+
+
+class TestConsent:
+    """One consent covers a client and the broker."""
+
+    def test_known(self) -> None:
+        """The broker knows every client that is registered with it."""
+        assert (
+            "knownClientIds: map(clientIds.outputs.registered, client => client.clientId)" in ENTRA
+        )
+        assert "knownClientApplications: knownClientIds" in BROKER
+
+    def test_pre_authorized(self) -> None:
+        """Clients are pre-authorized where they ask for it, and those registered elsewhere."""
+        _, body = declarations("module", ENTRA)["broker"]
+        passed = re.search(r"preAuthorizedClientIds: concat\((.*?)\n    \)", body, re.DOTALL)
+        assert passed
+        elsewhere, here = (line.strip() for line in passed[1].split(",\n"))
+        assert elsewhere == "preAuthorizedClientIds"
+        asking = "filter(clientIds.outputs.registered, client => client.preAuthorized)"
+        assert here == f"map({asking}, client => client.clientId)"
+        assert "preAuthorized: client.preAuthorized" in CLIENTS
+        assert "delegatedPermissionIds: [scopeId]" in BROKER
+
+    def test_permissions(self) -> None:
+        """A client asks for all that the broker asks for, and for the broker's scope."""
+        assert "requiredResourceAccess: [signingIn]\n" in BROKER
+        asked = "empty(brokerClientId) ? [signingIn] : [signingIn, callingTheBroker]"
+        assert f"requiredResourceAccess: {asked}\n" in CLIENTS
+        assert re.search(
+            r"var callingTheBroker = \{\n  resourceAppId: brokerClientId\n"
+            r"  resourceAccess: \[\{ id: scopeId, type: 'Scope' \}\]\n\}",
+            CLIENTS,
+        )
+
+    def test_reply_address(self) -> None:
+        """Every link for administrators names a redirect URI that is registered."""
+        assert "&redirect_uri=${uriComponent(client.redirectUris[0])}'" in CLIENTS
+        assert re.search(r"@minLength\(1\)\n  redirectUris: string\[\]", CLIENTS)
+
+        (registered,) = values("redirectUris", BROKER)
+        assert f"&redirect_uri=${{uriComponent('{registered}')}}'" in MAIN
+        assert f"`{registered}`" in SECTION
+        page = "${environment().authentication.loginEndpoint}{tenant}/adminconsent?client_id=${"
+        assert page in CLIENTS
+        assert page in MAIN
+
+    @pytest.mark.parametrize("kind", ["spa", "publicClient", "web"])
+    def test_kinds(self, kind: str) -> None:
+        """The redirect URIs are registered for the client's own platform, and for no other."""
+        uris = f"client.kind == '{kind}' ? client.redirectUris : []"
+        assert f"{kind}: {{ redirectUris: {uris} }}" in CLIENTS
+        assert f"'{kind}'" in re.findall(r"^  kind: (.*)$", CLIENTS, re.MULTILINE)[0]
+
+
+class TestScopeAndRoles:
+    """Scopes and roles are known by their ids: consents and assignments name those."""
+
+    def test_ids(self) -> None:
+        """An id comes from the registration's fixed name and one of its own, and never changes."""
+        text = ENTRA + BROKER + CLIENTS
+        ids = re.findall(r"guid\(([^)]*)\)", text)
+        names = ["scopeName", "'Tokens.Get'", "'Mappings.Admin'"]
+        assert ids == [f"uniqueName, {name}" for name in names]
+        assert re.findall(r"^var scopeName = '(.*)'$", ENTRA, re.MULTILINE) == ["access_as_user"]
+        assert not re.search(r"\b(newGuid|utcNow)\(", text)
+
+    def test_scope(self) -> None:
+        """The scope is what the broker requires where nobody says otherwise."""
+        (required,) = re.findall(r"^param entraRequiredScope string = '(.*)'$", MAIN, re.MULTILINE)
+        assert f"var scopeName = '{required}'" in ENTRA
+        assert f"`{required}`" in SECTION
+
+    def test_roles(self) -> None:
+        """Each role has its own id; people get the one without power by its name."""
+        _, body = declarations("resource", BROKER)["broker"]
+        roles = re.findall(
+            r"id: guid\(uniqueName, '(.*)'\)\n\s+value: '(.*)'\n"
+            r"(?:.*\n){2}\s+allowedMemberTypes: \[(.*)\]",
+            body,
+        )
+        assert roles == [
+            ("Tokens.Get", "Tokens.Get", "'User'"),
+            ("Mappings.Admin", "Mappings.Admin", "'User', 'Application'"),
+        ]
+        assert "appRoles[?value=='Tokens.Get'].id" in SECTION
+        assert all(f"`{value}`" in SECTION for _, value, _ in roles)
+
+    def test_signing_in(self) -> None:
+        """The ids are those of Microsoft Graph and its delegated permission User.Read.
+
+        https://learn.microsoft.com/graph/permissions-reference#userread
+        """
+        signing_in = re.search(r"var signingIn = (\{.*?^\})", CLIENTS, re.MULTILINE | re.DOTALL)
+        assert signing_in
+        assert re.findall(r"'(.*?)'", signing_in[1]) == [
+            "00000003-0000-0000-c000-000000000000",
+            "e1fe6dd8-ba31-4d61-89e7-88639da4683d",
+            "Scope",
+        ]
+
+    @pytest.mark.parametrize("text", [BROKER, CLIENTS], ids=["broker", "clients"])
+    def test_no_credential(self, text: str) -> None:
+        """No registration gets a credential, and none can be added in a customer's tenant."""
+        assert not re.search(r"(?i)(password|key)Credentials|federatedIdentityCredentials", text)
+        locked = "servicePrincipalLockConfiguration: { isEnabled: true, allProperties: true }"
+        assert text.count(locked) == text.count("'Microsoft.Graph/applications@v1.0'") == 1
+
+    def test_assignment(self) -> None:
+        """Assignment is required where it is asked for, and of the broker."""
+        assert "\nparam assignmentRequired bool = false\n" in ENTRA
+        assert "    assignmentRequired: assignmentRequired\n" in ENTRA
+        assert "  appRoleAssignmentRequired: assignmentRequired\n" in BROKER
+
+
+class TestParameterFile:
+    """The file that people start from registers apps that Entra accepts."""
+
+    def test_clients(self) -> None:
+        """Each client has a name of its own and all that its type asks for."""
+        clients = re.findall(r"^  \{\n(.*?)^  \}", EXAMPLE, re.MULTILINE | re.DOTALL)
+        members = re.search(r"type clientApp = \{\n(.*?)^\}", CLIENTS, re.MULTILINE | re.DOTALL)
+        assert clients
+        assert members
+        expected = set(re.findall(r"^  (\w+): ", members[1], re.MULTILINE))
+        for client in clients:
+            assert properties(client) == expected
+        names = [name for client in clients for name in values("name", client)]
+        assert len(names) == len(set(names)) == len(clients)
+
+    def test_redirect_uris(self) -> None:
+        """Redirect URIs are https or local, absolute, and told apart by more than ports."""
+        uris = [urlsplit(uri) for uri in values("redirectUris", EXAMPLE)]
+        assert uris
+        for uri in uris:
+            local = uri.hostname in {"localhost", "127.0.0.1"}
+            assert uri.scheme == "https" or (uri.scheme == "http" and local)
+            assert len(uri.geturl()) <= LONGEST_REDIRECT_URI
+            assert not NOT_IN_REDIRECT_URIS.search(uri.geturl())
+        apart = {(uri.scheme, uri.hostname, uri.path) for uri in uris}
+        assert len(apart) == len(uris)
+
+    def test_nobody_elses(self) -> None:
+        """A file that is deployed unread sends nobody's codes to somebody else's site."""
+        hosts = {urlsplit(uri).hostname for uri in values("redirectUris", EXAMPLE)}
+        assert hosts <= {"localhost", "127.0.0.1"}
+
+
+class TestPage:
+    """The deployment page explains what comes out, and the way by hand leaves nothing out."""
+
+    @pytest.mark.parametrize("name", re.findall(r"^output (\w+)", ENTRA, re.MULTILINE))
+    def test_outputs(self, name: str) -> None:
+        """Each output is named."""
+        assert f"`{name}`" in SECTION
+
+    def test_members(self) -> None:
+        """So are the values that a client app's developer or a customer needs."""
+        assert "CLIENT_APPS registeredClient[] = clientPermissions.outputs.registered\n" in ENTRA
+        assert {"`clientId`", "`adminConsentUrl`"} <= set(re.findall(r"`\w+`", SECTION))
+
+    def test_parameters(self) -> None:
+        """Parameters that the page names are there."""
+        named = set(re.findall(r"`param (\w+) = ", SECTION))
+        assert named == {"assignmentRequired", "signInAudience"}
+        assert named <= set(re.findall(r"^param (\w+)", ENTRA, re.MULTILINE))
+
+    @pytest.mark.parametrize(
+        "step",
+        [
+            "access_as_user",
+            "Tokens.Get",
+            "Mappings.Admin",
+            "User.Read",
+            "idtyp",
+            "requestedAccessTokenVersion",
+            "knownClientApplications",
+        ],
+    )
+    def test_by_hand(self, step: str) -> None:
+        """What the template sets is set by hand as well."""
+        by_hand = SECTION.partition("### Without the Microsoft Graph extension")[2]
+        assert f"`{step}`" in by_hand
+        assert step in ENTRA + BROKER + CLIENTS
