@@ -9,6 +9,7 @@ param clients = [
     name: 'web-app'
     displayName: 'Calls and chat'
     kind: 'spa' // Or 'publicClient', a mobile or desktop app, or 'web', a web app with a server.
+    // The first is where administrators of customers' tenants return to.
     redirectUris: ['http://localhost:5173']
     preAuthorized: true
   }
