@@ -1,13 +1,13 @@
 // The whole of the service, but for its registration in Entra (entra.bicep), which comes first.
 //
-//   az deployment sub create --location westeurope \
+//   az deployment sub create --location swedencentral \
 //     --template-file infra/main.bicep --parameters infra/main.bicepparam
 
 targetScope = 'subscription'
 
-import { alertThresholds, pruneOptions, scaleOptions, tokenOptions } from 'types.bicep'
+import { accessOptions, alertThresholds, budgetOptions, dnsZoneIds, pruneOptions, scaleOptions, subnetIds, tokenOptions } from 'types.bicep'
 
-@description('Name of this environment, such as dev or prod. All names of resources are made from it.')
+@description('Name of this environment, such as dev or prod: lower-case letters, digits and hyphens. All names of resources are made from it.')
 @minLength(2)
 @maxLength(20)
 param environmentName string
@@ -62,7 +62,7 @@ param communicationServiceId string = ''
 param dataLocation string = 'Europe'
 
 @description('What the ACS tokens allow, and for how long.')
-param tokens tokenOptions = { scopes: ['chat', 'voip'], lifetimeMinutes: 60, maxLifetimeMinutes: 1440 }
+param tokens tokenOptions = { scopes: ['voip'], lifetimeMinutes: 60, maxLifetimeMinutes: 1440 }
 
 @description('When identities that nobody uses are removed, and the brakes on that.')
 param prune pruneOptions = {
@@ -89,17 +89,50 @@ param scale scaleOptions = {
   requestsPerInstance: 32
 }
 
-@description('Spread the app and its storage over zones. At least two instances are then kept warm.')
+@description('Spread the app over zones. Its storage has to be there first: see storageSku.')
 param zoneRedundant bool = false
 
-@description('Close the storage account to the internet, and let the app reach it through a network of its own.')
+@description('How many copies of the storage there are, and where. Zone redundancy wants ZRS or GZRS. Azure converts an account that there is on request (`az storage account migration start`), not by a deployment: convert the accounts first, then change this.')
+param storageSku 'Standard_LRS' | 'Standard_ZRS' | 'Standard_GRS' | 'Standard_GZRS' = 'Standard_LRS'
+
+@description('Close the storage accounts to the internet, and let the app reach them through a network of its own.')
 param privateNetwork bool = false
 
 @description('Address space of that network, a /24 or larger.')
 param networkPrefix string = '10.80.0.0/24'
 
-@description('Forbid to delete the ACS resource and the mapping tables, until the locks are removed.')
+@description('Let the app call from one address that never changes, for firewalls elsewhere. It costs a NAT gateway, which is in one zone. Implies privateNetwork.')
+param fixedEgress bool = false
+
+@description('Subnets to use in place of a network of our own, with the routes and firewalls that they have. Implies privateNetwork.')
+param existingSubnets subnetIds?
+
+@description('Private DNS zones to use in place of new ones; {}: whoever runs the network, or Azure Policy, sees to the names. A network takes one zone of a name, so a second environment in it needs this.')
+param privateDnsZones dnsZoneIds?
+
+@description('Close the app itself to the internet: callers and deployments come through a private endpoint. Implies privateNetwork.')
+param privateApp bool = false
+
+@description('Who may reach the app over the internet; null: everybody.')
+param access accessOptions?
+
+@description('Send the app\'s telemetry through the network, to an Azure Monitor Private Link Scope. Implies privateNetwork.')
+param privateLogs bool = false
+
+@description('Resource id of an Azure Monitor Private Link Scope to use in place of a new one. Implies privateLogs.')
+param existingLogScopeId string = ''
+
+@description('Forbid to delete a new ACS resource, until the lock is removed: every identity would go with it.')
+param lockCommunication bool = true
+
+@description('Forbid to delete the storage account with the mapping tables, until the lock is removed.')
 param lockData bool = false
+
+@description('Make the diagnostic settings that send logs of the resources to the workspace; false where Azure Policy makes them, or another broker does for the same ACS resource and workspace. Azure takes each log for a workspace once.')
+param diagnostics bool = true
+
+@description('Log each read of the mapping tables, too: one more row for each token.')
+param logTableReads bool = false
 
 @description('Resource id of a Log Analytics workspace to use in place of a new one.')
 param logAnalyticsWorkspaceId string = ''
@@ -119,20 +152,31 @@ param alertEmails string[] = []
 @description('When alerts fire.')
 param thresholds alertThresholds = { serverErrorPercent: 5, slowRequestMs: 2500 }
 
-@description('Amount that the resource group may cost in a month before mail is sent; 0: no budget.')
-@minValue(0)
-param monthlyBudget int = 50
+@description('What the resource group may cost before mail is sent to alertEmails; null, or nobody to tell: no budget.')
+param monthlyBudget budgetOptions?
 
-@description('First day of the month that the budget begins with.')
-param budgetStartDate string = '${utcNow('yyyy-MM')}-01T00:00:00Z'
-
-var token = toLower(uniqueString(subscription().id, environmentName, location))
+var nameCharacters = 'abcdefghijklmnopqrstuvwxyz0123456789-'
+var strange = filter(range(0, length(environmentName)), at => !contains(nameCharacters, substring(environmentName, at, 1)))
+var token = empty(strange)
+  ? toLower(uniqueString(subscription().id, environmentName, toLower(replace(location, ' ', ''))))
+  : fail('environmentName takes lower-case letters, digits and hyphens only.')
 var allTags = union(tags, { 'azd-env-name': environmentName })
 var appName = 'func-${environmentName}-${token}'
 var identityName = 'id-${environmentName}-${token}'
 var componentName = 'appi-${environmentName}-${token}'
+var sku = zoneRedundant && !endsWith(storageSku, 'ZRS')
+  ? fail('zoneRedundant needs the storageSku Standard_ZRS or Standard_GZRS.')
+  : storageSku
+var packageIdentityName = 'id-package-${environmentName}-${token}'
 var storageAccountName = 'st${token}'
-var packageContainer = 'app-package'
+var hostAccountName = 'sthost${token}'
+var packageAccountName = 'stpackage${token}'
+var hasLogScope = privateLogs || !empty(existingLogScopeId)
+var makesLogScope = hasLogScope && empty(existingLogScopeId)
+var logScopeIdParts = split(existingLogScopeId, '/')
+var logScopeName = makesLogScope ? 'ampls-${environmentName}-${token}' : last(logScopeIdParts)!
+var isPrivate = privateNetwork || fixedEgress || existingSubnets != null || privateApp || hasLogScope
+var makesNetwork = isPrivate && existingSubnets == null
 var tenantIds = empty(entraTenantIds) ? [tenant().tenantId] : entraTenantIds
 var applicationIdUri = empty(entraApplicationIdUri) ? 'api://${entraClientId}' : entraApplicationIdUri
 var makesCommunication = empty(communicationServiceId)
@@ -154,6 +198,15 @@ module identity 'modules/identity.bicep' = {
   }
 }
 
+module packageIdentity 'modules/identity.bicep' = {
+  scope: group
+  params: {
+    location: location
+    name: packageIdentityName
+    tags: allTags
+  }
+}
+
 module monitoring 'modules/monitoring.bicep' = {
   scope: group
   params: {
@@ -163,24 +216,54 @@ module monitoring 'modules/monitoring.bicep' = {
     existingWorkspaceId: logAnalyticsWorkspaceId
     dailyQuotaGb: logDailyQuotaGb
     retentionDays: logRetentionDays
+    privateIngestion: hasLogScope
     identityName: identityName
     principalId: identity.outputs.principalId
     tags: allTags
   }
 }
 
-module storage 'modules/storage.bicep' = {
+module mappings 'modules/mappings.bicep' = {
   scope: group
   params: {
     location: location
     name: storageAccountName
-    packageContainer: packageContainer
+    sku: sku
+    private: isPrivate
     tableNames: [mappingsTable, '${mappingsTable}Orphans']
-    zoneRedundant: zoneRedundant
-    private: privateNetwork
     lock: lockData
     identityName: identityName
     principalId: identity.outputs.principalId
+    diagnostics: diagnostics
+    logReads: logTableReads
+    workspaceId: monitoring.outputs.workspaceId
+    tags: allTags
+  }
+}
+
+module hostStorage 'modules/host-storage.bicep' = {
+  scope: group
+  params: {
+    location: location
+    name: hostAccountName
+    sku: sku
+    private: isPrivate
+    identityName: identityName
+    principalId: identity.outputs.principalId
+    tags: allTags
+  }
+}
+
+module packageStorage 'modules/package-storage.bicep' = {
+  scope: group
+  params: {
+    location: location
+    name: packageAccountName
+    sku: sku
+    private: isPrivate
+    identityName: packageIdentityName
+    principalId: packageIdentity.outputs.principalId
+    diagnostics: diagnostics
     workspaceId: monitoring.outputs.workspaceId
     tags: allTags
   }
@@ -191,7 +274,7 @@ module communication 'modules/communication.bicep' = if (makesCommunication) {
   params: {
     name: communicationName
     dataLocation: dataLocation
-    lock: lockData
+    lock: lockCommunication
     tags: allTags
   }
 }
@@ -206,31 +289,77 @@ module communicationAccess 'modules/communication-access.bicep' = {
     identityName: identityName
     principalId: identity.outputs.principalId
     workspaceId: monitoring.outputs.workspaceId
+    diagnostics: diagnostics
     diagnosticName: appName
   }
   dependsOn: [communication]
 }
 
-module network 'modules/network.bicep' = if (privateNetwork) {
+module network 'modules/network.bicep' = if (makesNetwork) {
   scope: group
   params: {
     location: location
     name: 'vnet-${environmentName}-${token}'
     addressPrefix: networkPrefix
+    fixedEgress: fixedEgress
     tags: allTags
   }
 }
 
-module privateEndpoints 'modules/private-endpoints.bicep' = if (privateNetwork) {
+module logScope 'modules/log-scope.bicep' = if (makesLogScope) {
+  scope: group
+  params: {
+    name: logScopeName
+    tags: allTags
+  }
+}
+
+// A workspace that somebody else made is put into a scope of ours, not into one of theirs.
+module logScopeMembers 'modules/log-scope-members.bicep' = if (hasLogScope) {
+  scope: resourceGroup(
+    makesLogScope ? subscription().subscriptionId : logScopeIdParts[2],
+    makesLogScope ? group.name : logScopeIdParts[4]
+  )
+  params: {
+    scopeName: logScopeName
+    resourceIds: makesLogScope || empty(logAnalyticsWorkspaceId)
+      ? [monitoring.outputs.componentId, monitoring.outputs.workspaceId]
+      : [monitoring.outputs.componentId]
+  }
+  dependsOn: [logScope]
+}
+
+var appSubnetId = makesNetwork ? network!.outputs.appSubnetId : existingSubnets.?app ?? ''
+var endpointSubnetId = makesNetwork ? network!.outputs.endpointSubnetId : existingSubnets.?endpoints ?? ''
+var networkId = split(endpointSubnetId, '/subnets/')[0]
+var storageEndpoints = [
+  { name: storageAccountName, resourceId: mappings.outputs.id, groupId: 'table', zones: ['table'] }
+  { name: hostAccountName, resourceId: hostStorage.outputs.id, groupId: 'blob', zones: ['blob'] }
+  { name: packageAccountName, resourceId: packageStorage.outputs.id, groupId: 'blob', zones: ['blob'] }
+]
+// A scope that somebody else made has an endpoint already.
+var logEndpoints = makesLogScope
+  ? [
+      {
+        name: logScopeName
+        resourceId: logScope!.outputs.id
+        groupId: 'azuremonitor'
+        zones: ['agentsvc', 'blob', 'monitor', 'ods', 'oms']
+      }
+    ]
+  : []
+
+module privateEndpoints 'modules/private-endpoints.bicep' = if (isPrivate) {
   scope: group
   params: {
     location: location
-    networkId: network!.outputs.id
-    subnetId: network!.outputs.endpointSubnetId
-    storageAccountName: storageAccountName
-    storageAccountId: storage.outputs.id
+    networkId: networkId
+    subnetId: endpointSubnetId
+    endpoints: concat(storageEndpoints, logEndpoints)
+    zoneIds: privateDnsZones
     tags: allTags
   }
+  dependsOn: [logScopeMembers]
 }
 
 module app 'modules/app.bicep' = {
@@ -243,9 +372,10 @@ module app 'modules/app.bicep' = {
     scale: scale
     identityId: identity.outputs.id
     identityClientId: identity.outputs.clientId
-    blobEndpoint: storage.outputs.blobEndpoint
-    packageContainer: packageContainer
-    tableEndpoint: storage.outputs.tableEndpoint
+    packageIdentityId: packageIdentity.outputs.id
+    packageContainerUrl: packageStorage.outputs.containerUrl
+    blobEndpoint: hostStorage.outputs.blobEndpoint
+    tableEndpoint: mappings.outputs.tableEndpoint
     mappingsTable: mappingsTable
     acsEndpoint: communicationAccess.outputs.endpoint
     entraClientId: entraClientId
@@ -258,10 +388,25 @@ module app 'modules/app.bicep' = {
     allowedOrigins: allowedOrigins
     componentName: componentName
     workspaceId: monitoring.outputs.workspaceId
-    subnetId: privateNetwork ? network!.outputs.appSubnetId : ''
+    subnetId: isPrivate ? appSubnetId : ''
+    private: privateApp
+    access: access
+    diagnostics: diagnostics
     tags: allTags
   }
   dependsOn: [privateEndpoints]
+}
+
+module appEndpoint 'modules/private-endpoints.bicep' = if (privateApp) {
+  scope: group
+  params: {
+    location: location
+    networkId: networkId
+    subnetId: endpointSubnetId
+    endpoints: [{ name: appName, resourceId: app.outputs.id, groupId: 'sites', zones: ['sites'] }]
+    zoneIds: privateDnsZones
+    tags: allTags
+  }
 }
 
 module alerts 'modules/alerts.bicep' = {
@@ -289,13 +434,12 @@ module workbook 'modules/workbook.bicep' = {
   }
 }
 
-module budget 'modules/budget.bicep' = if (monthlyBudget > 0) {
+module budget 'modules/budget.bicep' = if (monthlyBudget != null && !empty(alertEmails)) {
   scope: group
   params: {
     name: 'budget-${environmentName}-${token}'
-    amount: monthlyBudget
-    startDate: budgetStartDate
-    emails: alertEmails
+    budget: monthlyBudget!
+    actionGroupId: alerts.outputs.actionGroupId
   }
 }
 
@@ -316,6 +460,9 @@ output ADMIN_CONSENT_URL string = '${environment().authentication.loginEndpoint}
 
 @description('Tenant that the registration of the broker and the managed identity are in.')
 output AZURE_TENANT_ID string = tenant().tenantId
+
+@description('Region of the resources.')
+output AZURE_LOCATION string = location
 
 @description('Resource group, also for `azd`.')
 output AZURE_RESOURCE_GROUP string = group.name
@@ -344,5 +491,14 @@ output ACS_IMMUTABLE_RESOURCE_ID string = communicationAccess.outputs.immutableR
 @description('Name of the storage account with the mappings.')
 output AZURE_STORAGE_ACCOUNT string = storageAccountName
 
+@description('Name of the table of mappings.')
+output MAPPINGS_TABLE string = mappingsTable
+
 @description('Table endpoint of the mappings.')
-output MAPPINGS_TABLE_ENDPOINT string = storage.outputs.tableEndpoint
+output MAPPINGS_TABLE_ENDPOINT string = mappings.outputs.tableEndpoint
+
+@description('Name of the storage account with the app\'s package.')
+output PACKAGE_STORAGE_ACCOUNT string = packageAccountName
+
+@description('Customer id of the Log Analytics workspace: what queries name it by.')
+output LOG_ANALYTICS_WORKSPACE_ID string = monitoring.outputs.workspaceCustomerId

@@ -2,7 +2,8 @@
 using 'main.bicep'
 
 param environmentName = readEnvironmentVariable('AZURE_ENV_NAME', 'dev')
-param location = readEnvironmentVariable('AZURE_LOCATION', 'westeurope')
+// A region such as swedencentral; there is no default.
+param location = readEnvironmentVariable('AZURE_LOCATION')
 
 // From the registration of the broker in Entra; there is no default.
 param entraClientId = readEnvironmentVariable('ENTRA_CLIENT_ID')
@@ -12,3 +13,7 @@ param entraTenantIds = filter(split(readEnvironmentVariable('ENTRA_TENANT_IDS', 
 
 param allowedOrigins = filter(split(readEnvironmentVariable('ALLOWED_ORIGINS', ''), ','), origin => !empty(origin))
 param alertEmails = filter(split(readEnvironmentVariable('ALERT_EMAILS', ''), ','), email => !empty(email))
+
+// The month that the environment was made in, such as 2026-12; none: no budget. Never another one later.
+var budgetStartMonth = readEnvironmentVariable('BUDGET_START_MONTH', '')
+param monthlyBudget = empty(budgetStartMonth) ? null : { amount: 50, startMonth: budgetStartMonth }

@@ -2,7 +2,8 @@
 using 'main.bicep'
 
 param environmentName = 'prod'
-param location = readEnvironmentVariable('AZURE_LOCATION', 'westeurope')
+// A region such as swedencentral; there is no default.
+param location = readEnvironmentVariable('AZURE_LOCATION')
 
 param entraClientId = readEnvironmentVariable('ENTRA_CLIENT_ID')
 param entraApplicationIdUri = readEnvironmentVariable('ENTRA_APPLICATION_ID_URI', '')
@@ -18,8 +19,12 @@ param scale = {
   requestsPerInstance: 100
 }
 param zoneRedundant = true
+param storageSku = 'Standard_ZRS'
 param privateNetwork = true
 param lockData = true
 param logDailyQuotaGb = 5
 param logRetentionDays = 90
-param monthlyBudget = 300
+
+// The month that the environment was made in, such as 2026-12; none: no budget. Never another one later.
+var budgetStartMonth = readEnvironmentVariable('BUDGET_START_MONTH', '')
+param monthlyBudget = empty(budgetStartMonth) ? null : { amount: 300, startMonth: budgetStartMonth }

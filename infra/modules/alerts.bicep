@@ -175,3 +175,6 @@ resource alerts 'Microsoft.Insights/scheduledQueryRules@2026-03-01' = [
     }
   }
 ]
+
+@description('Resource id of the action group.')
+output actionGroupId string = actionGroup.id

@@ -1,6 +1,6 @@
 // The function app on a Flex Consumption plan of its own.
 
-import { pruneOptions, scaleOptions, tokenOptions } from '../types.bicep'
+import { accessOptions, pruneOptions, scaleOptions, tokenOptions } from '../types.bicep'
 
 @description('Region of the app.')
 param location string
@@ -21,17 +21,20 @@ param zoneRedundant bool
 @description('How the app scales.')
 param scale scaleOptions
 
-@description('Resource id of the user-assigned identity.')
+@description('Resource id of the identity that the app runs as.')
 param identityId string
 
-@description('Client id of the user-assigned identity.')
+@description('Client id of the identity that the app runs as.')
 param identityClientId string
+
+@description('Resource id of the identity that reads and writes the app\'s package.')
+param packageIdentityId string
+
+@description('URL of the blob container that holds the app\'s package.')
+param packageContainerUrl string
 
 @description('Blob endpoint of the host\'s storage account, with a slash at the end.')
 param blobEndpoint string
-
-@description('Name of the blob container that holds the app\'s package.')
-param packageContainer string
 
 @description('Table endpoint of the mappings.')
 param tableEndpoint string
@@ -75,6 +78,15 @@ param workspaceId string
 @description('Resource id of the subnet that the app calls from; empty: none.')
 param subnetId string
 
+@description('Closed to the internet; a private endpoint is the only way in.')
+param private bool
+
+@description('Who may reach the app over the internet; null: everybody.')
+param access accessOptions?
+
+@description('Send the host\'s log to the workspace.')
+param diagnostics bool
+
 @description('Tags of the resources.')
 param tags object
 
@@ -104,7 +116,9 @@ var brokerSettings = {
   PRUNE_MAX_DELETES: string(prune.maxDeletes)
 }
 
-// What the Functions host reads. Blobs are all it needs for HTTP and timers.
+// What the Functions host reads. Blobs are all it needs for HTTP and timers. With a table it would also
+// keep its diagnostic events, for the portal; without one it logs a warning and goes on. Not worth one
+// more role and one more private endpoint.
 var hostSettings = {
   AzureWebJobsStorage__blobServiceUri: blobEndpoint
   AzureWebJobsStorage__credential: 'managedidentity'
@@ -116,6 +130,22 @@ var hostSettings = {
 }
 
 var alwaysReadyInstances = zoneRedundant ? max(2, scale.alwaysReadyInstances) : scale.alwaysReadyInstances
+
+var ranges = map(access.?ipRanges ?? [], range => { action: 'Allow', ipAddress: range })
+var frontDoor = access.?frontDoorId == null
+  ? []
+  : [
+      {
+        action: 'Allow'
+        tag: 'ServiceTag'
+        ipAddress: 'AzureFrontDoor.Backend'
+        // The tag stands for everybody's Front Doors; by this header, each tells which one it is.
+        headers: { 'x-azure-fdid': [access.?frontDoorId] }
+      }
+    ]
+var availabilityTests = [{ action: 'Allow', tag: 'ServiceTag', ipAddress: 'ApplicationInsightsAvailability' }]
+var unmatched = access == null ? 'Allow' : 'Deny'
+var appRules = access == null ? [] : concat(ranges, frontDoor, availabilityTests)
 
 resource plan 'Microsoft.Web/serverfarms@2025-03-01' = {
   name: planName
@@ -137,18 +167,23 @@ resource app 'Microsoft.Web/sites@2025-03-01' = {
   tags: union(tags, { 'azd-service-name': 'api' })
   identity: {
     type: 'UserAssigned'
-    userAssignedIdentities: { '${identityId}': {} }
+    userAssignedIdentities: { '${identityId}': {}, '${packageIdentityId}': {} }
   }
   properties: {
     serverFarmId: plan.id
     httpsOnly: true
     clientAffinityEnabled: false
+    publicNetworkAccess: private ? 'Disabled' : 'Enabled'
     virtualNetworkSubnetId: empty(subnetId) ? null : subnetId
     siteConfig: {
-      ftpsState: 'Disabled'
       http20Enabled: true
       minTlsVersion: '1.2'
       scmMinTlsVersion: '1.2'
+      ipSecurityRestrictionsDefaultAction: unmatched
+      ipSecurityRestrictions: map(range(0, length(appRules)), i => union(appRules[i], { priority: 100 + i }))
+      // Where code is deployed. Neither Front Door nor a test has business there.
+      scmIpSecurityRestrictionsDefaultAction: unmatched
+      scmIpSecurityRestrictions: map(range(0, length(ranges)), i => union(ranges[i], { priority: 100 + i }))
       cors: { allowedOrigins: allowedOrigins, supportCredentials: false }
       appSettings: map(
         items(union(brokerSettings, hostSettings)),
@@ -159,10 +194,10 @@ resource app 'Microsoft.Web/sites@2025-03-01' = {
       deployment: {
         storage: {
           type: 'blobContainer'
-          value: '${blobEndpoint}${packageContainer}'
+          value: packageContainerUrl
           authentication: {
             type: 'UserAssignedIdentity'
-            userAssignedIdentityResourceId: identityId
+            userAssignedIdentityResourceId: packageIdentityId
           }
         }
       }
@@ -179,7 +214,7 @@ resource app 'Microsoft.Web/sites@2025-03-01' = {
 }
 
 // Also what Application Insights has, for the day when the app may not write there.
-resource appLogs 'Microsoft.Insights/diagnosticSettings@2021-05-01-preview' = {
+resource appLogs 'Microsoft.Insights/diagnosticSettings@2021-05-01-preview' = if (diagnostics) {
   name: 'to-workspace'
   scope: app
   properties: {

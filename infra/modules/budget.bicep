@@ -1,44 +1,37 @@
 // Mail before the resource group costs more than it should. A budget stops nothing.
 
+import { budgetOptions } from '../types.bicep'
+
 @description('Name of the budget.')
 @minLength(1)
 @maxLength(63)
 param name string
 
-@description('Amount for a month, in the currency of the subscription.')
-@minValue(0)
-param amount int
+@description('Amount, and the month that it begins with.')
+param budget budgetOptions
 
-@description('First day of the month that it begins with.')
-param startDate string
+@description('Resource id of the action group that is told.')
+param actionGroupId string
 
-@description('Mail addresses that are told. The owners of the subscription are told in any case.')
-param emails string[]
+var notification = {
+  enabled: true
+  operator: 'GreaterThan'
+  contactEmails: []
+  contactGroups: [actionGroupId]
+}
 
-resource budget 'Microsoft.Consumption/budgets@2024-08-01' = {
+resource monthly 'Microsoft.Consumption/budgets@2024-08-01' = {
   name: name
   properties: {
     category: 'Cost'
-    amount: amount
+    amount: budget.amount
     timeGrain: 'Monthly'
-    timePeriod: { startDate: startDate }
+    // Azure refuses to change it: "Start date of budgets cannot be updated". So it never comes from the
+    // clock. https://learn.microsoft.com/rest/api/consumption/budgets/create-or-update
+    timePeriod: { startDate: '${budget.startMonth}-01T00:00:00Z' }
     notifications: {
-      spent80Percent: {
-        enabled: true
-        operator: 'GreaterThan'
-        threshold: 80
-        thresholdType: 'Actual'
-        contactEmails: emails
-        contactRoles: ['Owner']
-      }
-      expected100Percent: {
-        enabled: true
-        operator: 'GreaterThan'
-        threshold: 100
-        thresholdType: 'Forecasted'
-        contactEmails: emails
-        contactRoles: ['Owner']
-      }
+      spent80Percent: union(notification, { threshold: 80, thresholdType: 'Actual' })
+      expected100Percent: union(notification, { threshold: 100, thresholdType: 'Forecasted' })
     }
   }
 }

@@ -12,6 +12,9 @@ param principalId string
 @description('Resource id of the workspace that gets the logs.')
 param workspaceId string
 
+@description('Send the log of each call to the workspace. Azure takes a log for a workspace once: not where Azure Policy sends it there already, nor for a second broker on the same ACS resource and workspace.')
+param diagnostics bool
+
 @description('Name of the diagnostic setting; one ACS resource can serve several brokers.')
 @minLength(1)
 @maxLength(260)
@@ -22,7 +25,9 @@ resource service 'Microsoft.Communication/communicationServices@2026-03-18' exis
 }
 
 // Communication and Email Service Owner. ACS documents no smaller role that issues tokens: its data
-// plane is opened by actions on the resource. With the keys off, listing them opens nothing.
+// plane is opened by actions on the resource. The role can do much more than is needed: turn the access
+// keys on again and list them, and delete the resource with every identity. The lock on the resource
+// holds off the last of these; docs/security.md says what notices the others.
 var communicationOwner = '09976791-48a7-449e-bb21-39d1a415f350'
 
 resource canIssueTokens 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
@@ -35,7 +40,7 @@ resource canIssueTokens 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
   }
 }
 
-resource authLogs 'Microsoft.Insights/diagnosticSettings@2021-05-01-preview' = {
+resource authLogs 'Microsoft.Insights/diagnosticSettings@2021-05-01-preview' = if (diagnostics) {
   name: diagnosticName
   scope: service
   properties: {

@@ -20,7 +20,7 @@ resource service 'Microsoft.Communication/communicationServices@2026-03-18' = {
   tags: tags
   properties: {
     dataLocation: dataLocation
-    // No access keys: tokens are issued to the managed identity only.
+    // No access keys, until somebody who may write the resource turns them on again.
     disableLocalAuth: true
     publicNetworkAccess: 'Enabled'
   }

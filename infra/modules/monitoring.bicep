@@ -25,6 +25,9 @@ param dailyQuotaGb int
 @maxValue(730)
 param retentionDays int
 
+@description('Take telemetry from a private link scope only. A workspace that is not new is left as it is.')
+param privateIngestion bool
+
 @description('Name of the managed identity. Roles are named by it: `what-if` passes over modules with names that are known only later.')
 param identityName string
 
@@ -42,8 +45,16 @@ resource workspace 'Microsoft.OperationalInsights/workspaces@2025-07-01' = if (e
     sku: { name: 'PerGB2018' }
     retentionInDays: retentionDays
     workspaceCapping: { dailyQuotaGb: dailyQuotaGb }
+    publicNetworkAccessForIngestion: privateIngestion ? 'Disabled' : 'Enabled'
     features: { disableLocalAuth: true, enableLogAccessUsingOnlyResourcePermissions: true }
   }
+}
+
+var existingIdParts = split(empty(existingWorkspaceId) ? workspace.id : existingWorkspaceId, '/')
+
+resource existingWorkspace 'Microsoft.OperationalInsights/workspaces@2025-07-01' existing = if (!empty(existingWorkspaceId)) {
+  scope: resourceGroup(existingIdParts[2], existingIdParts[4])
+  name: last(existingIdParts)!
 }
 
 resource component 'Microsoft.Insights/components@2020-02-02' = {
@@ -56,6 +67,7 @@ resource component 'Microsoft.Insights/components@2020-02-02' = {
     WorkspaceResourceId: empty(existingWorkspaceId) ? workspace.id : existingWorkspaceId
     // The connection string alone opens nothing: telemetry is taken from the identity only.
     DisableLocalAuth: true
+    publicNetworkAccessForIngestion: privateIngestion ? 'Disabled' : 'Enabled'
   }
 }
 
@@ -74,3 +86,9 @@ resource canWriteTelemetry 'Microsoft.Authorization/roleAssignments@2022-04-01' 
 
 @description('Resource id of the workspace.')
 output workspaceId string = empty(existingWorkspaceId) ? workspace.id : existingWorkspaceId
+
+@description('Resource id of the Application Insights component.')
+output componentId string = component.id
+
+@description('Customer id of the workspace: what queries name it by.')
+output workspaceCustomerId string = empty(existingWorkspaceId) ? workspace!.properties.customerId : existingWorkspace!.properties.customerId

@@ -1,4 +1,4 @@
-// A network that the app calls from, and the private ways into the storage account.
+// A network that the app calls from, and that private endpoints are in.
 
 @description('Region of the resources.')
 param location string
@@ -11,6 +11,9 @@ param name string
 @description('Address space of the network, a /24 or larger.')
 param addressPrefix string
 
+@description('Call from one address that never changes.')
+param fixedEgress bool
+
 @description('Tags of the resources.')
 param tags object
 
@@ -20,7 +23,12 @@ resource securityGroup 'Microsoft.Network/networkSecurityGroups@2025-05-01' = {
   tags: tags
 }
 
-resource outboundAddress 'Microsoft.Network/publicIPAddresses@2025-05-01' = {
+// Only for the fixed address: a subnet that is delegated to a service has a way out without it, which the
+// service manages. The gateway is in one zone. The kind that spans zones, StandardV2, cannot be attached
+// to a subnet like the app's.
+// https://learn.microsoft.com/azure/virtual-network/ip-services/default-outbound-access
+// https://learn.microsoft.com/azure/nat-gateway/nat-overview
+resource outboundAddress 'Microsoft.Network/publicIPAddresses@2025-05-01' = if (fixedEgress) {
   name: 'pip-${name}'
   location: location
   tags: tags
@@ -28,8 +36,7 @@ resource outboundAddress 'Microsoft.Network/publicIPAddresses@2025-05-01' = {
   properties: { publicIPAllocationMethod: 'Static' }
 }
 
-// ACS and Entra have public addresses only, and a new subnet has no way out of its own.
-resource outbound 'Microsoft.Network/natGateways@2025-05-01' = {
+resource outbound 'Microsoft.Network/natGateways@2025-05-01' = if (fixedEgress) {
   name: 'ng-${name}'
   location: location
   tags: tags
@@ -50,8 +57,7 @@ resource network 'Microsoft.Network/virtualNetworks@2025-05-01' = {
         name: 'app'
         properties: {
           addressPrefix: cidrSubnet(addressPrefix, 26, 0)
-          defaultOutboundAccess: false
-          natGateway: { id: outbound.id }
+          natGateway: fixedEgress ? { id: outbound.id } : null
           networkSecurityGroup: { id: securityGroup.id }
           delegations: [
             {

@@ -1,4 +1,6 @@
-// The private ways into the storage account, and the names that lead to them.
+// Private ways into resources, and the names that lead to them.
+
+import { dnsZoneIds, privateEndpoint } from '../types.bicep'
 
 @description('Region of the endpoints.')
 param location string
@@ -9,29 +11,42 @@ param networkId string
 @description('Resource id of the subnet of the endpoints.')
 param subnetId string
 
-@description('Name of the storage account.')
-param storageAccountName string
+@description('What the endpoints lead to.')
+param endpoints privateEndpoint[]
 
-@description('Resource id of the storage account.')
-param storageAccountId string
+@description('Private DNS zones to use in place of new ones.')
+param zoneIds dnsZoneIds?
 
 @description('Tags of the resources.')
 param tags object
 
-var services = ['blob', 'table']
+var zoneNames = {
+  agentsvc: 'privatelink.agentsvc.azure-automation.net'
+  blob: 'privatelink.blob.${environment().suffixes.storage}'
+  monitor: 'privatelink.monitor.azure.com'
+  ods: 'privatelink.ods.opinsights.azure.com'
+  oms: 'privatelink.oms.opinsights.azure.com'
+  sites: 'privatelink.azurewebsites.net'
+  table: 'privatelink.table.${environment().suffixes.storage}'
+}
+var makesZones = zoneIds == null
+var newZones = makesZones ? union(flatten(map(endpoints, endpoint => endpoint.zones)), []) : []
+var usedZones = [
+  for endpoint in endpoints: filter(endpoint.zones, zone => makesZones || contains(zoneIds ?? {}, zone))
+]
 
 resource zones 'Microsoft.Network/privateDnsZones@2024-06-01' = [
-  for service in services: {
-    name: 'privatelink.${service}.${environment().suffixes.storage}'
+  for zone in newZones: {
+    name: zoneNames[zone]
     location: 'global'
     tags: tags
   }
 ]
 
 resource links 'Microsoft.Network/privateDnsZones/virtualNetworkLinks@2024-06-01' = [
-  for (service, position) in services: {
+  for (zone, position) in newZones: {
     parent: zones[position]
-    name: 'link-${service}'
+    name: 'link-${zone}'
     location: 'global'
     tags: tags
     properties: {
@@ -41,17 +56,17 @@ resource links 'Microsoft.Network/privateDnsZones/virtualNetworkLinks@2024-06-01
   }
 ]
 
-resource endpoints 'Microsoft.Network/privateEndpoints@2025-05-01' = [
-  for service in services: {
-    name: 'pep-${service}-${storageAccountName}'
+resource ways 'Microsoft.Network/privateEndpoints@2025-05-01' = [
+  for endpoint in endpoints: {
+    name: 'pep-${endpoint.groupId}-${endpoint.name}'
     location: location
     tags: tags
     properties: {
       subnet: { id: subnetId }
       privateLinkServiceConnections: [
         {
-          name: service
-          properties: { privateLinkServiceId: storageAccountId, groupIds: [service] }
+          name: endpoint.groupId
+          properties: { privateLinkServiceId: endpoint.resourceId, groupIds: [endpoint.groupId] }
         }
       ]
     }
@@ -59,16 +74,21 @@ resource endpoints 'Microsoft.Network/privateEndpoints@2025-05-01' = [
 ]
 
 resource names 'Microsoft.Network/privateEndpoints/privateDnsZoneGroups@2025-05-01' = [
-  for (service, position) in services: {
-    parent: endpoints[position]
+  for (endpoint, position) in endpoints: if (!empty(usedZones[position])) {
+    parent: ways[position]
     name: 'default'
     properties: {
       privateDnsZoneConfigs: [
-        {
-          name: service
-          properties: { privateDnsZoneId: zones[position].id }
+        for zone in usedZones[position]: {
+          name: zone
+          properties: {
+            privateDnsZoneId: makesZones
+              ? resourceId('Microsoft.Network/privateDnsZones', zoneNames[zone])
+              : zoneIds![zone]
+          }
         }
       ]
     }
+    dependsOn: [zones]
   }
 ]

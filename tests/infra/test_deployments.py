@@ -1,0 +1,504 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.infra.bicep import SUBSCRIPTION, Deployment, FailError, parameters_of
+
+if TYPE_CHECKING:
+    from tests.infra.bicep import Resource
+
+INFRA = Path(__file__).parents[2] / "infra"
+CLIENT_ID = "11111111-1111-4111-8111-111111111111"
+FRONT_DOOR = "22222222-2222-4222-8222-222222222222"
+OTHER_GROUP = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/platform/providers"
+WORKSPACE = f"{OTHER_GROUP}/Microsoft.OperationalInsights/workspaces/central"
+ACS = f"{OTHER_GROUP}/Microsoft.Communication/communicationServices/shared"
+LOG_SCOPE = f"{OTHER_GROUP}/Microsoft.Insights/privateLinkScopes/central"
+SUBNETS = {
+    "app": f"{OTHER_GROUP}/Microsoft.Network/virtualNetworks/hub/subnets/broker",
+    "endpoints": f"{OTHER_GROUP}/Microsoft.Network/virtualNetworks/hub/subnets/endpoints",
+}
+FILES = {
+    path.stem: parameters_of(
+        path,
+        {
+            "ENTRA_CLIENT_ID": CLIENT_ID,
+            "AZURE_LOCATION": "swedencentral",
+            "ALERT_EMAILS": "ops@contoso.com",
+            "BUDGET_START_MONTH": "2026-12",
+        },
+    )
+    for path in INFRA.glob("*.bicepparam")
+}
+LOCK = "Microsoft.Authorization/locks"
+ROLE = "Microsoft.Authorization/roleAssignments"
+DIAGNOSTICS = "Microsoft.Insights/diagnosticSettings"
+# The role, and the kind of resource that it is given on.
+GIVEN = {
+    "09976791-48a7-449e-bb21-39d1a415f350": "Microsoft.Communication/communicationServices",
+    "3913510d-42f4-4e42-8a64-420c390055eb": "Microsoft.Insights/components",
+    "b7e6dc6d-f1e8-4753-8033-0f276bb0955b": "Microsoft.Storage/storageAccounts",
+    "ba92f5b4-2d11-453d-a403-e96b0029c9fe": (
+        "Microsoft.Storage/storageAccounts/blobServices/containers"
+    ),
+    "0a9a7e1f-b9d0-4cc4-a60d-0319b160aaa3": (
+        "Microsoft.Storage/storageAccounts/tableServices/tables"
+    ),
+}
+
+
+def deploy(file: str = "main", *, now: str = "2026-12-24", **changes: Any) -> Deployment:
+    """Work out the deployment of a parameter file, with some parameters changed."""
+    return Deployment(INFRA / "main.bicep", FILES[file] | changes, now=now)
+
+
+def asked(deployment: Deployment) -> dict[str, dict[str, Any]]:
+    """Return what is asked for, by resource id."""
+    found = {resource.id.lower(): resource.body for resource in deployment.resources}
+    assert len(found) == len(deployment.resources), "two resources have one id"
+    return found
+
+
+def of_type(deployment: Deployment, kind: str) -> list[Resource]:
+    return [resource for resource in deployment.resources if resource.type == kind]
+
+
+def the(deployment: Deployment, kind: str, name: str = "") -> Resource:
+    """Return the one resource of a type, or the one whose name has this in it."""
+    [found] = [it for it in of_type(deployment, kind) if name in it["name"]]
+    return found
+
+
+def site(deployment: Deployment) -> dict[str, Any]:
+    properties: dict[str, Any] = the(deployment, "Microsoft.Web/sites")["properties"]
+    return properties
+
+
+def kind_of(resource_id: str) -> str:
+    """Return the type of the resource that an id names."""
+    provider, *rest = resource_id.rpartition("/providers/")[2].split("/")
+    return "/".join([provider, *rest[::2]])
+
+
+each_file = pytest.mark.parametrize("file", FILES)
+
+
+class TestAgain:
+    """The same environment once more."""
+
+    @each_file
+    def test_later(self, file: str) -> None:
+        """Nothing depends on the day: the next month's deployment changes nothing."""
+        first, later = deploy(file, now="2026-12-24"), deploy(file, now="2027-01-02")
+        assert asked(first) == asked(later)
+
+    def test_the_clock(self, tmp_path: Path) -> None:
+        """The comparison above notices a clock, wherever a template hides it."""
+        clock = tmp_path / "clock.bicep"
+        clock.write_text(
+            "param month string = utcNow('yyyy-MM')\n"
+            "var start = '${month}-01'\n"
+            "resource budget 'Microsoft.Consumption/budgets@2024-08-01' = {\n"
+            "  name: 'budget'\n"
+            "  properties: { timePeriod: { startDate: start } }\n"
+            "}\n"
+        )
+        first, later = (Deployment(clock, {}, now=day) for day in ("2026-12-24", "2027-01-02"))
+        assert asked(first) != asked(later)
+
+    @each_file
+    def test_spelling(self, file: str) -> None:
+        """Another spelling of the region is the same environment, not a second one beside it."""
+        spelt = deploy(file, location="Sweden Central")
+        assert asked(deploy(file)).keys() == asked(spelt).keys()
+
+
+class TestBeside:
+    """A second environment in the same subscription."""
+
+    @each_file
+    def test_apart(self, file: str) -> None:
+        """Two environments share no resource, and no name that is unique in all of Azure."""
+        one, other = deploy(file), deploy(file, environmentName="second")
+        assert set() == asked(one).keys() & asked(other).keys()
+        for kind in (
+            "Microsoft.Storage/storageAccounts",
+            "Microsoft.Web/sites",
+            "Microsoft.Communication/communicationServices",
+        ):
+            names = [{it["name"] for it in of_type(each, kind)} for each in (one, other)]
+            assert set() == names[0] & names[1]
+
+    def test_shared(self) -> None:
+        """On one ACS resource, the roles and settings of two brokers have their own names."""
+        shared = {"communicationServiceId": ACS, "logAnalyticsWorkspaceId": WORKSPACE}
+        one, other = deploy(**shared), deploy(environmentName="second", **shared)
+        assert set() == asked(one).keys() & asked(other).keys()
+        assert [] == of_type(one, "Microsoft.OperationalInsights/workspaces")
+        assert [] == of_type(one, "Microsoft.Communication/communicationServices")
+        assert "/resourceGroups/platform/" in one.outputs["LOG_ANALYTICS_WORKSPACE_ID"]
+
+    def test_where_azure_policy_sends_logs(self) -> None:
+        """Without diagnostic settings, no log of a resource is sent a second time."""
+        assert 4 == len(of_type(deploy(), DIAGNOSTICS))
+        assert [] == of_type(deploy(diagnostics=False), DIAGNOSTICS)
+
+    @pytest.mark.parametrize("name", ["my_env", "dev.1", "dév", "a b", "Dev"])
+    def test_name(self, name: str) -> None:
+        """A name that Azure would refuse for some resource is refused before anything is made."""
+        with pytest.raises(FailError, match="environmentName"):
+            deploy(environmentName=name)
+
+    @pytest.mark.parametrize("name", ["dev", "prod-2", "x1"])
+    def test_good_name(self, name: str) -> None:
+        """Letters, digits and hyphens make names that Azure takes."""
+        accounts = of_type(deploy(environmentName=name), "Microsoft.Storage/storageAccounts")
+        assert all(re.fullmatch("[a-z0-9]{3,24}", account["name"]) for account in accounts)
+
+    def test_region(self) -> None:
+        """The region has no default: some subscriptions are let into none of the usual ones."""
+        for path in INFRA.glob("*.bicepparam"):
+            with pytest.raises(FailError, match="AZURE_LOCATION"):
+                parameters_of(path, {"ENTRA_CLIENT_ID": CLIENT_ID})
+
+
+class TestBudget:
+    """Mail before the resource group costs too much."""
+
+    def test_tells(self) -> None:
+        """It begins on the first of the given month, and tells the action group."""
+        made = deploy()
+        properties = the(made, "Microsoft.Consumption/budgets")["properties"]
+        assert "2026-12-01T00:00:00Z" == properties["timePeriod"]["startDate"]
+        group = the(made, "Microsoft.Insights/actionGroups")
+        for notification in properties["notifications"].values():
+            assert [group.id] == notification["contactGroups"]
+        assert {80, 100} == {it["threshold"] for it in properties["notifications"].values()}
+
+    @pytest.mark.parametrize("changes", [{"alertEmails": []}, {"monthlyBudget": None}])
+    def test_nobody_to_tell(self, changes: dict[str, Any]) -> None:
+        """There is none where nobody would hear of it, or nobody asked."""
+        assert [] == of_type(deploy(**changes), "Microsoft.Consumption/budgets")
+
+    def test_not_asked_for(self) -> None:
+        """Without the month in the environment, the parameter files ask for none."""
+        for path in INFRA.glob("*.bicepparam"):
+            given = parameters_of(path, {"ENTRA_CLIENT_ID": CLIENT_ID, "AZURE_LOCATION": "x"})
+            assert given["monthlyBudget"] is None
+
+
+class TestStorage:
+    """Three accounts, each for one thing."""
+
+    @each_file
+    def test_roles(self, file: str) -> None:
+        """Each role is given on what it is for and nothing above, to the identity for it."""
+        made = deploy(file)
+        seen = []
+        for assignment in of_type(made, ROLE):
+            properties = assignment["properties"]
+            role = properties["roleDefinitionId"].rpartition("/")[2]
+            seen.append(role)
+            assert GIVEN[role] == kind_of(assignment.container), assignment.id
+            assert "ServicePrincipal" == properties["principalType"]
+            is_for_package = "/id-package-" in properties["principalId"]
+            assert is_for_package == ("ba92f5b4" in role)
+        assert sorted([*GIVEN, "0a9a7e1f-b9d0-4cc4-a60d-0319b160aaa3"]) == sorted(seen)
+
+    def test_apart(self) -> None:
+        """The app's identity has no role on the code, and the host's none on the mappings."""
+        made = deploy()
+        on = {
+            assignment.container.partition("/storageAccounts/")[2].partition("/")[0]: (
+                assignment["properties"]["principalId"]
+            )
+            for assignment in of_type(made, ROLE)
+            if "/storageAccounts/" in assignment.container
+        }
+        mappings, package = (
+            made.outputs[name] for name in ("AZURE_STORAGE_ACCOUNT", "PACKAGE_STORAGE_ACCOUNT")
+        )
+        [host] = set(on) - {mappings, package}
+        assert on[host] == on[mappings] != on[package]
+
+    def test_used(self) -> None:
+        """The app uses each account for its own purpose, as the identity that may."""
+        made = deploy()
+        properties = site(made)
+        settings = {it["name"]: it["value"] for it in properties["siteConfig"]["appSettings"]}
+        storage = properties["functionAppConfig"]["deployment"]["storage"]
+        assert f"/{made.outputs['AZURE_STORAGE_ACCOUNT']}>" in settings["MAPPINGS_TABLE_ENDPOINT"]
+        assert "/sthost" in settings["AzureWebJobsStorage__blobServiceUri"]
+        assert f"/{made.outputs['PACKAGE_STORAGE_ACCOUNT']}>" in storage["value"]
+        assert storage["value"].endswith("app-package")
+        package_identity = storage["authentication"]["userAssignedIdentityResourceId"]
+        assert "/id-package-" in package_identity
+        for name in ("AZURE_CLIENT_ID", "AzureWebJobsStorage__clientId"):
+            assert "/id-dev-" in settings[name]
+        identities = the(made, "Microsoft.Web/sites")["identity"]["userAssignedIdentities"]
+        assert 2 == len(identities)
+        assert package_identity in identities
+
+    @each_file
+    def test_closed(self, file: str) -> None:
+        """No account takes a key or lets anybody in without signing in."""
+        for account in of_type(deploy(file), "Microsoft.Storage/storageAccounts"):
+            properties = account["properties"]
+            assert not properties["allowSharedKeyAccess"]
+            assert not properties["allowBlobPublicAccess"]
+            assert not properties["allowCrossTenantReplication"]
+
+    def test_changed_code_is_noticed(self) -> None:
+        """What was the package is kept, and each change of it is logged."""
+        made = deploy()
+        blobs = the(made, "Microsoft.Storage/storageAccounts/blobServices")["properties"]
+        assert blobs["isVersioningEnabled"]
+        assert blobs["deleteRetentionPolicy"]["enabled"]
+        [logs] = [
+            it["properties"]["logs"]
+            for it in of_type(made, DIAGNOSTICS)
+            if "/blobServices/" in it.container
+        ]
+        assert {"StorageWrite", "StorageDelete"} == {it["category"] for it in logs if it["enabled"]}
+
+    @pytest.mark.parametrize("reads", [False, True])
+    def test_reads(self, reads: bool) -> None:
+        """Reads of the mapping tables are logged on request; writes always are."""
+        [logs] = [
+            it["properties"]["logs"]
+            for it in of_type(deploy(logTableReads=reads), DIAGNOSTICS)
+            if "/tableServices/" in it.container
+        ]
+        logged = {it["category"] for it in logs if it["enabled"]}
+        assert {"StorageWrite", "StorageDelete"} | ({"StorageRead"} if reads else set()) == logged
+
+    def test_zones(self) -> None:
+        """The app is not spread over zones ahead of its storage, nor is storage changed with it."""
+        with pytest.raises(FailError, match="storageSku"):
+            deploy(zoneRedundant=True)
+        before = deploy(storageSku="Standard_ZRS")
+        after = deploy(storageSku="Standard_ZRS", zoneRedundant=True)
+        accounts = "Microsoft.Storage/storageAccounts"
+        assert [it.body for it in of_type(before, accounts)] == [
+            it.body for it in of_type(after, accounts)
+        ]
+        assert the(after, "Microsoft.Web/serverfarms")["properties"]["zoneRedundant"]
+
+
+class TestLocks:
+    """What cannot be deleted by mistake."""
+
+    @pytest.mark.parametrize(
+        ("changes", "locked"),
+        [
+            ({}, {"Microsoft.Communication/communicationServices"}),
+            ({"lockCommunication": False}, set()),
+            ({"communicationServiceId": ACS}, set()),
+            (
+                {"lockData": True},
+                {
+                    "Microsoft.Communication/communicationServices",
+                    "Microsoft.Storage/storageAccounts",
+                },
+            ),
+        ],
+    )
+    def test_locked(self, changes: dict[str, Any], locked: set[str]) -> None:
+        """A new ACS resource is locked unless told otherwise, the mappings on request."""
+        locks = of_type(deploy(**changes), LOCK)
+        assert locked == {kind_of(lock.container) for lock in locks}
+        assert all("CanNotDelete" == lock["properties"]["level"] for lock in locks)
+
+    def test_mappings(self) -> None:
+        """It is the account with the mappings that is locked, not another."""
+        made = deploy(lockData=True)
+        [lock] = [it for it in of_type(made, LOCK) if "/storageAccounts/" in it.container]
+        assert lock.container.endswith(f"/{made.outputs['AZURE_STORAGE_ACCOUNT']}")
+
+
+NETWORK_SWITCHES = [
+    {"privateNetwork": True},
+    {"fixedEgress": True},
+    {"existingSubnets": SUBNETS},
+    {"privateApp": True},
+    {"privateLogs": True},
+    {"existingLogScopeId": LOG_SCOPE},
+]
+
+
+class TestNetwork:
+    """The private side: off by default, and each part of it turned on by one parameter."""
+
+    def test_off(self) -> None:
+        """By default there is no network, and nothing that restricts who may call."""
+        made = deploy()
+        assert [] == [it.id for it in made.resources if it.type.startswith("Microsoft.Network/")]
+        properties = site(made)
+        assert "Enabled" == properties["publicNetworkAccess"]
+        assert properties["virtualNetworkSubnetId"] is None
+        assert "Allow" == properties["siteConfig"]["ipSecurityRestrictionsDefaultAction"]
+        assert [] == properties["siteConfig"]["ipSecurityRestrictions"]
+
+    @pytest.mark.parametrize("switch", NETWORK_SWITCHES, ids=lambda switch: next(iter(switch)))
+    def test_storage(self, switch: dict[str, Any]) -> None:
+        """Each switch closes all three accounts, and gives each the one way in that is used."""
+        made = deploy(**switch)
+        ways = {}
+        for endpoint in of_type(made, "Microsoft.Network/privateEndpoints"):
+            [link] = endpoint["properties"]["privateLinkServiceConnections"]
+            ways[link["properties"]["privateLinkServiceId"]] = link["properties"]["groupIds"]
+        for account in of_type(made, "Microsoft.Storage/storageAccounts"):
+            assert "Disabled" == account["properties"]["publicNetworkAccess"]
+            assert "Deny" == account["properties"]["networkAcls"]["defaultAction"]
+            is_mappings = account["name"] == made.outputs["AZURE_STORAGE_ACCOUNT"]
+            assert ["table" if is_mappings else "blob"] == ways[account.id]
+        assert site(made)["virtualNetworkSubnetId"]
+
+    def test_no_gateway(self) -> None:
+        """Production has no NAT gateway, which would tie all zones to one; others may ask."""
+        gateway = "Microsoft.Network/natGateways"
+        assert [] == of_type(deploy("production"), gateway)
+        assert site(deploy("production"))["virtualNetworkSubnetId"]
+        made = deploy(fixedEgress=True)
+        [app, endpoints] = the(made, "Microsoft.Network/virtualNetworks")["properties"]["subnets"]
+        assert {"id": the(made, gateway).id} == app["properties"]["natGateway"]
+        assert "natGateway" not in endpoints["properties"]
+
+    def test_existing_subnets(self) -> None:
+        """With subnets of somebody else, no network is made, and the names are known in theirs."""
+        made = deploy(existingSubnets=SUBNETS)
+        assert [] == of_type(made, "Microsoft.Network/virtualNetworks")
+        assert SUBNETS["app"] == site(made)["virtualNetworkSubnetId"]
+        for endpoint in of_type(made, "Microsoft.Network/privateEndpoints"):
+            assert SUBNETS["endpoints"] == endpoint["properties"]["subnet"]["id"]
+        network = SUBNETS["app"].partition("/subnets/")[0]
+        links = of_type(made, "Microsoft.Network/privateDnsZones/virtualNetworkLinks")
+        assert {network} == {it["properties"]["virtualNetwork"]["id"] for it in links}
+
+    def test_own_zones(self) -> None:
+        """Each endpoint's names are in zones that are made once and linked."""
+        made = deploy(privateApp=True, privateLogs=True)
+        zones = {zone.id for zone in of_type(made, "Microsoft.Network/privateDnsZones")}
+        groups = of_type(made, "Microsoft.Network/privateEndpoints/privateDnsZoneGroups")
+        used = [
+            config["properties"]["privateDnsZoneId"]
+            for group in groups
+            for config in group["properties"]["privateDnsZoneConfigs"]
+        ]
+        assert zones == set(used)
+        assert 7 == len(zones)
+        assert 5 == len(groups)
+        links = of_type(made, "Microsoft.Network/privateDnsZones/virtualNetworkLinks")
+        assert len(zones) == len(links)
+
+    def test_given_zones(self) -> None:
+        """Zones of somebody else are used; one that is not given is left alone."""
+        zone = f"{OTHER_GROUP}/Microsoft.Network/privateDnsZones/privatelink.blob.core.windows.net"
+        made = deploy(privateNetwork=True, privateDnsZones={"blob": zone})
+        assert [] == of_type(made, "Microsoft.Network/privateDnsZones")
+        groups = of_type(made, "Microsoft.Network/privateEndpoints/privateDnsZoneGroups")
+        assert 2 == len(groups)
+        for group in groups:
+            [config] = group["properties"]["privateDnsZoneConfigs"]
+            assert zone == config["properties"]["privateDnsZoneId"]
+
+    def test_names_by_policy(self) -> None:
+        """Where policy sees to the names, no zone and no entry in one is asked for."""
+        made = deploy(privateNetwork=True, privateDnsZones={})
+        assert [] == [it.id for it in made.resources if "privatedns" in it.type.lower()]
+        assert 3 == len(of_type(made, "Microsoft.Network/privateEndpoints"))
+
+    def test_private_app(self) -> None:
+        """The app is closed to the internet and has an endpoint."""
+        made = deploy(privateApp=True)
+        app = the(made, "Microsoft.Web/sites")
+        assert "Disabled" == app["properties"]["publicNetworkAccess"]
+        [link] = the(made, "Microsoft.Network/privateEndpoints", "sites")["properties"][
+            "privateLinkServiceConnections"
+        ]
+        assert {"privateLinkServiceId": app.id, "groupIds": ["sites"]} == link["properties"]
+
+    def test_private_logs(self) -> None:
+        """Component and workspace take telemetry from the scope, which has an endpoint."""
+        made = deploy(privateLogs=True)
+        scope = the(made, "Microsoft.Insights/privateLinkScopes")
+        component = the(made, "Microsoft.Insights/components")
+        workspace = the(made, "Microsoft.OperationalInsights/workspaces")
+        members = of_type(made, "Microsoft.Insights/privateLinkScopes/scopedResources")
+        assert {component.id, workspace.id} == {
+            it["properties"]["linkedResourceId"] for it in members
+        }
+        for taker in (component, workspace):
+            assert "Disabled" == taker["properties"]["publicNetworkAccessForIngestion"]
+        [link] = the(made, "Microsoft.Network/privateEndpoints", "azuremonitor")["properties"][
+            "privateLinkServiceConnections"
+        ]
+        assert scope.id == link["properties"]["privateLinkServiceId"]
+        modes = scope["properties"]["accessModeSettings"]
+        assert {"ingestionAccessMode": "PrivateOnly", "queryAccessMode": "Open"} == modes
+
+    def test_existing_log_scope(self) -> None:
+        """A scope of somebody else gets what is ours, not their workspace, and no endpoint."""
+        made = deploy(existingLogScopeId=LOG_SCOPE, logAnalyticsWorkspaceId=WORKSPACE)
+        assert [] == of_type(made, "Microsoft.Insights/privateLinkScopes")
+        member = the(made, "Microsoft.Insights/privateLinkScopes/scopedResources")
+        assert member.id.startswith(LOG_SCOPE)
+        component = the(made, "Microsoft.Insights/components")
+        assert component.id == member["properties"]["linkedResourceId"]
+        assert 3 == len(of_type(made, "Microsoft.Network/privateEndpoints"))
+
+
+class TestAccess:
+    """Who may reach the app over the internet."""
+
+    @staticmethod
+    def rules(access: dict[str, Any], of: str) -> list[dict[str, Any]]:
+        config = site(deploy(access=access))["siteConfig"]
+        assert "Deny" == config[f"{of}RestrictionsDefaultAction"]
+        found: list[dict[str, Any]] = config[f"{of}Restrictions"]
+        assert all("Allow" == rule["action"] for rule in found)
+        assert len(found) == len({rule["priority"] for rule in found})
+        return found
+
+    def test_ranges(self) -> None:
+        """Given ranges may call and deploy, Azure's availability tests may call."""
+        access = {"ipRanges": ["203.0.113.0/24", "198.51.100.7/32"]}
+        called = [rule["ipAddress"] for rule in self.rules(access, "ipSecurity")]
+        deployed = [rule["ipAddress"] for rule in self.rules(access, "scmIpSecurity")]
+        assert [*access["ipRanges"], "ApplicationInsightsAvailability"] == called
+        assert access["ipRanges"] == deployed
+
+    def test_front_door(self) -> None:
+        """A Front Door is let in by its own id: the service tag alone lets in everybody's."""
+        [front_door, _] = self.rules({"frontDoorId": FRONT_DOOR}, "ipSecurity")
+        assert "AzureFrontDoor.Backend" == front_door["ipAddress"]
+        assert "ServiceTag" == front_door["tag"]
+        assert {"x-azure-fdid": [FRONT_DOOR]} == front_door["headers"]
+        assert [] == self.rules({"frontDoorId": FRONT_DOOR}, "scmIpSecurity")
+
+
+@each_file
+def test_every_output(file: str) -> None:
+    """Every output can be worked out, and none is empty."""
+    outputs = deploy(file).outputs
+    assert all(outputs[name] for name in outputs.recipes)
+
+
+def test_tokens() -> None:
+    """New ACS customers can still sign up for calling, so this is what tokens allow by default."""
+    settings = {it["name"]: it["value"] for it in site(deploy())["siteConfig"]["appSettings"]}
+    assert "voip" == settings["ACS_TOKEN_SCOPES"]
+
+
+@pytest.mark.parametrize(("percent", "share"), [(7, "0.07"), (20, "0.20"), (100, "1")])
+def test_prune_share(percent: int, share: str) -> None:
+    """A percentage becomes the share that the code reads."""
+    prune = {"schedule": "0 0 3 * * *", "idleDays": 90, "dryRun": True, "maxDeletes": 5}
+    config = site(deploy(prune=prune | {"maxPercent": percent}))["siteConfig"]
+    settings = {it["name"]: it["value"] for it in config["appSettings"]}
+    assert share == settings["PRUNE_MAX_SHARE"]
+    assert "true" == settings["PRUNE_DRY_RUN"]
