@@ -131,6 +131,9 @@ param lockData bool = false
 @description('Make the diagnostic settings that send logs of the resources to the workspace; false where Azure Policy makes them, or another broker does for the same ACS resource and workspace. Azure takes each log for a workspace once.')
 param diagnostics bool = true
 
+@description('Send the Functions host\'s log to the workspace directly as well: all that Application Insights has, once more, for an app that fails before it can write there.')
+param logFunctionApp bool = false
+
 @description('Log each read of the mapping tables, too: one more row for each token.')
 param logTableReads bool = false
 
@@ -391,7 +394,7 @@ module app 'modules/app.bicep' = {
     subnetId: isPrivate ? appSubnetId : ''
     private: privateApp
     access: access
-    diagnostics: diagnostics
+    diagnostics: diagnostics && logFunctionApp
     tags: allTags
   }
   dependsOn: [privateEndpoints]
@@ -489,7 +492,7 @@ output ACS_RESOURCE_ID string = communicationAccess.outputs.id
 output ACS_IMMUTABLE_RESOURCE_ID string = communicationAccess.outputs.immutableResourceId
 
 @description('Name of the storage account with the mappings.')
-output AZURE_STORAGE_ACCOUNT string = storageAccountName
+output MAPPINGS_STORAGE_ACCOUNT string = storageAccountName
 
 @description('Name of the table of mappings.')
 output MAPPINGS_TABLE string = mappingsTable

@@ -213,7 +213,7 @@ resource app 'Microsoft.Web/sites@2025-03-01' = {
   }
 }
 
-// Also what Application Insights has, for the day when the app may not write there.
+// What Application Insights has, once more: for an app that may not write there.
 resource appLogs 'Microsoft.Insights/diagnosticSettings@2021-05-01-preview' = if (diagnostics) {
   name: 'to-workspace'
   scope: app

@@ -244,6 +244,14 @@ class TestParameters:
         assert set() == set(named) - set(declared)
         assert set() == required - set(named)
 
+    def test_security_page(self) -> None:
+        """What the security page says to turn on can be turned on."""
+        page = (ROOT / "docs/security.md").read_text()
+        declared = set(re.findall(r"^param (\w+) ", BICEP["main.bicep"], re.MULTILINE))
+        named = set(re.findall(r"`(\w+)=", page))
+        assert {"access", "privateApp", "privateLogs", "existingSubnets", "logTableReads"} <= named
+        assert set() == named - declared
+
     def test_some_file(self) -> None:
         """There are several environments."""
         assert len(PARAMETER_FILES) > 1

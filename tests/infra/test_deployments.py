@@ -144,8 +144,10 @@ class TestBeside:
 
     def test_where_azure_policy_sends_logs(self) -> None:
         """Without diagnostic settings, no log of a resource is sent a second time."""
-        assert 4 == len(of_type(deploy(), DIAGNOSTICS))
-        assert [] == of_type(deploy(diagnostics=False), DIAGNOSTICS)
+        assert 3 == len(of_type(deploy(), DIAGNOSTICS))
+        assert 4 == len(of_type(deploy(logFunctionApp=True), DIAGNOSTICS))
+        none = deploy(diagnostics=False, logFunctionApp=True, logTableReads=True)
+        assert [] == of_type(none, DIAGNOSTICS)
 
     @pytest.mark.parametrize("name", ["my_env", "dev.1", "dév", "a b", "Dev"])
     def test_name(self, name: str) -> None:
@@ -220,7 +222,7 @@ class TestStorage:
             if "/storageAccounts/" in assignment.container
         }
         mappings, package = (
-            made.outputs[name] for name in ("AZURE_STORAGE_ACCOUNT", "PACKAGE_STORAGE_ACCOUNT")
+            made.outputs[name] for name in ("MAPPINGS_STORAGE_ACCOUNT", "PACKAGE_STORAGE_ACCOUNT")
         )
         [host] = set(on) - {mappings, package}
         assert on[host] == on[mappings] != on[package]
@@ -231,7 +233,9 @@ class TestStorage:
         properties = site(made)
         settings = {it["name"]: it["value"] for it in properties["siteConfig"]["appSettings"]}
         storage = properties["functionAppConfig"]["deployment"]["storage"]
-        assert f"/{made.outputs['AZURE_STORAGE_ACCOUNT']}>" in settings["MAPPINGS_TABLE_ENDPOINT"]
+        assert (
+            f"/{made.outputs['MAPPINGS_STORAGE_ACCOUNT']}>" in settings["MAPPINGS_TABLE_ENDPOINT"]
+        )
         assert "/sthost" in settings["AzureWebJobsStorage__blobServiceUri"]
         assert f"/{made.outputs['PACKAGE_STORAGE_ACCOUNT']}>" in storage["value"]
         assert storage["value"].endswith("app-package")
@@ -317,7 +321,7 @@ class TestLocks:
         """It is the account with the mappings that is locked, not another."""
         made = deploy(lockData=True)
         [lock] = [it for it in of_type(made, LOCK) if "/storageAccounts/" in it.container]
-        assert lock.container.endswith(f"/{made.outputs['AZURE_STORAGE_ACCOUNT']}")
+        assert lock.container.endswith(f"/{made.outputs['MAPPINGS_STORAGE_ACCOUNT']}")
 
 
 NETWORK_SWITCHES = [
@@ -354,7 +358,7 @@ class TestNetwork:
         for account in of_type(made, "Microsoft.Storage/storageAccounts"):
             assert "Disabled" == account["properties"]["publicNetworkAccess"]
             assert "Deny" == account["properties"]["networkAcls"]["defaultAction"]
-            is_mappings = account["name"] == made.outputs["AZURE_STORAGE_ACCOUNT"]
+            is_mappings = account["name"] == made.outputs["MAPPINGS_STORAGE_ACCOUNT"]
             assert ["table" if is_mappings else "blob"] == ways[account.id]
         assert site(made)["virtualNetworkSubnetId"]
 
@@ -486,6 +490,7 @@ def test_every_output(file: str) -> None:
     """Every output can be worked out, and none is empty."""
     outputs = deploy(file).outputs
     assert all(outputs[name] for name in outputs.recipes)
+    assert outputs["LOG_ANALYTICS_WORKSPACE_ID"].endswith(".customerId")
 
 
 def test_tokens() -> None:
