@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -520,6 +521,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "substring": lambda of, at, count: of[at : at + count],
     "toLower": str.lower,
     "union": _union,
+    "uriComponent": partial(quote, safe=""),
     "uniqueString": lambda *parts: _digest(*parts)[:13],
     "cidrSubnet": lambda prefix, size, at: f"{prefix}#{at}/{size}",
     "environment": lambda: {
