@@ -152,6 +152,15 @@ param logRetentionDays int = 30
 @description('Mail addresses that get alerts and notices of the budget.')
 param alertEmails string[] = []
 
+@description('Where Azure asks for the app\'s health from every five minutes; empty: it does not, as where the app is closed to the internet. https://learn.microsoft.com/azure/azure-monitor/app/availability#location-population-tags')
+param availabilityTestLocations string[] = [
+  'emea-nl-ams-azr' // West Europe
+  'emea-gb-db3-azr' // North Europe
+  'emea-ru-msa-edge' // UK South
+  'us-va-ash-azr' // East US
+  'apac-sg-sin-azr' // Southeast Asia
+]
+
 @description('When alerts fire.')
 param thresholds alertThresholds = { serverErrorPercent: 5, slowRequestMs: 2500 }
 
@@ -417,8 +426,13 @@ module alerts 'modules/alerts.bicep' = {
   params: {
     location: location
     appName: appName
+    appUrl: app.outputs.url
+    availabilityTestLocations: availabilityTestLocations
+    componentId: monitoring.outputs.componentId
     workspaceId: monitoring.outputs.workspaceId
+    dailyQuotaGb: empty(logAnalyticsWorkspaceId) ? logDailyQuotaGb : 0
     acsId: communicationAccess.outputs.id
+    mappingsAccountId: storage.outputs.id
     actionGroupName: 'ag-${environmentName}-${token}'
     emails: alertEmails
     thresholds: thresholds

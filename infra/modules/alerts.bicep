@@ -6,14 +6,30 @@ import { completed } from 'queries.bicep'
 @description('Region of the rules.')
 param location string
 
-@description('Name of the app whose logs are watched.')
+@description('Name of the app that is watched.')
 param appName string
+
+@description('URL of the app, without a slash at the end.')
+param appUrl string
+
+@description('Where Azure asks for the app\'s health from every five minutes; empty: it does not ask.')
+param availabilityTestLocations string[]
+
+@description('Resource id of the Application Insights component.')
+param componentId string
 
 @description('Resource id of the workspace with the logs.')
 param workspaceId string
 
+@description('Most that the workspace takes in a day, in GB; 0: that is not ours to know.')
+@minValue(0)
+param dailyQuotaGb int
+
 @description('Resource id of the ACS resource.')
 param acsId string
+
+@description('Resource id of the storage account with the mapping tables.')
+param mappingsAccountId string
 
 @description('Name of the action group.')
 @minLength(1)
@@ -29,7 +45,59 @@ param thresholds alertThresholds
 @description('Tags of the resources.')
 param tags object
 
-// Each query gives one number, `value`; the rule fires where it is above `above`.
+var tested = !empty(availabilityTestLocations)
+var healthTestName = 'health-${appName}'
+
+// Metrics of Azure's own, which come without any log. Flex Consumption has none for HTTP errors of
+// the app, so the availability test stands in. A rule watches each value of its dimension by itself.
+// https://learn.microsoft.com/azure/azure-monitor/reference/metrics-index
+var metricRules = [
+  {
+    name: 'table-failing'
+    severity: 1
+    scope: '${mappingsAccountId}/tableServices/default'
+    namespace: 'Microsoft.Storage/storageAccounts/tableServices'
+    metric: 'Transactions'
+    aggregation: 'Total'
+    dimension: 'ResponseType'
+    values: [
+      'AuthorizationError'
+      'ClientAccountRequestThrottlingError'
+      'ClientThrottlingError'
+      'ServerBusyError'
+      'ServerOtherError'
+      'ServerTimeoutError'
+    ]
+    above: 10
+  }
+  {
+    name: 'acs-failing'
+    severity: 1
+    scope: acsId
+    namespace: 'Microsoft.Communication/CommunicationServices'
+    metric: 'APIRequestAuthentication'
+    aggregation: 'Count'
+    dimension: 'StatusCode'
+    values: ['401', '403', '429', '500', '502', '503', '504']
+    above: 10
+  }
+]
+
+// Azure gives these the lowest severity, and they never resolve: each is an event. A deployment writes
+// the ACS resource, too, but has no use for its keys.
+var activityRules = [
+  {
+    name: 'acs-keys'
+    operations: ['ListKeys/action', 'RegenerateKey/action', 'Delete']
+  }
+  {
+    name: 'acs-changed'
+    operations: ['Write']
+  }
+]
+
+// Each query gives one number, `value`; the rule fires where it is above `above`. A rule resolves by
+// itself once its window holds nothing more, so what happens once in a night has a window of a day.
 var rules = [
   {
     name: 'server-errors'
@@ -90,7 +158,7 @@ var rules = [
     title: 'Identity mappings need a look'
     severity: 2
     every: 'PT15M'
-    window: 'PT30M'
+    window: 'P1D'
     above: 0
     query: loadTextContent('../queries/alert-mappings-damaged.kql')
   }
@@ -99,7 +167,7 @@ var rules = [
     title: 'Pruning failed'
     severity: 2
     every: 'PT1H'
-    window: 'PT2H'
+    window: 'P1D'
     above: 0
     query: loadTextContent('../queries/alert-prune-failed.kql')
   }
@@ -113,15 +181,39 @@ var rules = [
     query: loadTextContent('../queries/alert-prune-missing.kql')
   }
   {
+    name: 'logs-missing'
+    title: 'The app works, but logs nothing'
+    severity: 1
+    every: 'PT15M'
+    window: 'PT1H'
+    above: 0
+    query: loadTextContent('../queries/alert-logs-missing.kql')
+  }
+  {
+    name: 'ingestion-near-cap'
+    title: 'The daily cap for logs is near'
+    severity: 2
+    every: 'PT1H'
+    window: 'P1D'
+    above: 800 * dailyQuotaGb // 80 %, in MB.
+    query: loadTextContent('../queries/alert-ingestion-near-cap.kql')
+  }
+  {
     name: 'ingestion-capped'
     title: 'The daily cap for logs is reached'
     severity: 2
     every: 'PT15M'
-    window: 'PT30M'
+    window: 'P1D'
     above: 0
     query: loadTextContent('../queries/alert-ingestion-capped.kql')
   }
 ]
+
+// One compares with the availability test, one with a cap that may be another's.
+var useful = filter(
+  rules,
+  rule => (tested || rule.name != 'logs-missing') && (dailyQuotaGb > 0 || rule.name != 'ingestion-near-cap')
+)
 
 resource actionGroup 'Microsoft.Insights/actionGroups@2023-01-01' = {
   name: actionGroupName
@@ -140,8 +232,116 @@ resource actionGroup 'Microsoft.Insights/actionGroups@2023-01-01' = {
   }
 }
 
+// A request of the outside world, which also notices what no log can tell: a host that does not start,
+// an app that is stopped, a broken certificate.
+resource healthTest 'Microsoft.Insights/webtests@2022-06-15' = if (tested) {
+  name: healthTestName
+  location: location
+  kind: 'standard'
+  // By this tag the portal shows the test with its component.
+  tags: union(tags, { 'hidden-link:${componentId}': 'Resource' })
+  properties: {
+    SyntheticMonitorId: healthTestName
+    Name: healthTestName
+    Description: 'docs/operations.md, section "unavailable"'
+    Enabled: true
+    Kind: 'standard'
+    Frequency: 300
+    Timeout: 30
+    RetryEnabled: true
+    Locations: [for place in availabilityTestLocations: { Id: place }]
+    Request: {
+      RequestUrl: '${appUrl}/api/health'
+      HttpVerb: 'GET'
+      ParseDependentRequests: false
+    }
+    ValidationRules: { ExpectedHttpStatusCode: 200, SSLCheck: true }
+  }
+}
+
+resource unavailable 'Microsoft.Insights/metricAlerts@2018-03-01' = if (tested) {
+  name: '${appName}-unavailable'
+  location: 'global'
+  tags: tags
+  properties: {
+    description: 'docs/operations.md, section "unavailable"'
+    severity: 0
+    enabled: true
+    scopes: [healthTest.id, componentId]
+    evaluationFrequency: 'PT1M'
+    windowSize: 'PT5M'
+    criteria: {
+      'odata.type': 'Microsoft.Azure.Monitor.WebtestLocationAvailabilityCriteria'
+      webTestId: healthTest.id
+      componentId: componentId
+      // As Microsoft advises: two places may have troubles of their own.
+      failedLocationCount: max(1, length(availabilityTestLocations) - 2)
+    }
+    actions: [{ actionGroupId: actionGroup.id }]
+  }
+}
+
+resource metricAlerts 'Microsoft.Insights/metricAlerts@2018-03-01' = [
+  for rule in metricRules: {
+    name: '${appName}-${rule.name}'
+    location: 'global'
+    tags: tags
+    properties: {
+      description: 'docs/operations.md, section "${rule.name}"'
+      severity: rule.severity
+      enabled: true
+      scopes: [rule.scope]
+      evaluationFrequency: 'PT5M'
+      windowSize: 'PT15M'
+      criteria: {
+        'odata.type': 'Microsoft.Azure.Monitor.SingleResourceMultipleMetricCriteria'
+        allOf: [
+          {
+            name: rule.name
+            criterionType: 'StaticThresholdCriterion'
+            metricNamespace: rule.namespace
+            metricName: rule.metric
+            timeAggregation: rule.aggregation
+            dimensions: [{ name: rule.dimension, operator: 'Include', values: rule.values }]
+            operator: 'GreaterThan'
+            threshold: rule.above
+          }
+        ]
+      }
+      actions: [{ actionGroupId: actionGroup.id }]
+    }
+  }
+]
+
+// An activity log alert watches its own subscription only.
+resource activityAlerts 'Microsoft.Insights/activityLogAlerts@2026-01-01' = [
+  for rule in activityRules: if (split(acsId, '/')[2] == subscription().subscriptionId) {
+    name: '${appName}-${rule.name}'
+    location: 'global'
+    tags: tags
+    properties: {
+      description: 'docs/operations.md, section "${rule.name}"'
+      enabled: true
+      scopes: [acsId]
+      condition: {
+        allOf: [
+          { field: 'category', equals: 'Administrative' }
+          { field: 'status', equals: 'Succeeded' }
+          {
+            anyOf: map(rule.operations, operation => {
+              field: 'operationName'
+              equals: 'Microsoft.Communication/CommunicationServices/${operation}'
+            })
+          }
+        ]
+      }
+      actions: { actionGroups: [{ actionGroupId: actionGroup.id }] }
+    }
+  }
+]
+
 resource alerts 'Microsoft.Insights/scheduledQueryRules@2026-03-01' = [
-  for rule in rules: {
+  for rule in useful: {
     name: '${appName}-${rule.name}'
     location: location
     kind: 'LogAlert'
@@ -155,7 +355,7 @@ resource alerts 'Microsoft.Insights/scheduledQueryRules@2026-03-01' = [
       evaluationFrequency: rule.every
       windowSize: rule.window
       // The longest there is, for the query that looks at 36 hours.
-      overrideQueryTimeRange: rule.window == 'P1D' ? 'P2D' : null
+      overrideQueryTimeRange: rule.name == 'prune-missing' ? 'P2D' : null
       // A new workspace may not know a table before its first row. The tests parse the queries.
       skipQueryValidation: true
       autoMitigate: true

@@ -24,9 +24,14 @@ var panels = [
     query: loadTextContent('../queries/workbook-outcomes.kql')
   }
   {
-    title: 'Time for a token, in milliseconds'
+    title: 'Time for a token, and what of it was waiting, in milliseconds'
     shownAs: 'linechart'
     query: loadTextContent('../queries/workbook-latency.kql')
+  }
+  {
+    title: 'Who is slow?'
+    shownAs: 'table'
+    query: loadTextContent('../queries/workbook-slow.kql')
   }
   {
     title: 'Refusals and failures by reason'

@@ -15,7 +15,9 @@ const TABLES = {
   AppRequests:
     "(TimeGenerated:datetime, AppRoleName:string, Name:string, ResultCode:string, Success:bool, DurationMs:real, OperationId:string, _ResourceId:string)",
   ACSAuthIncomingOperations:
-    "(TimeGenerated:datetime, OperationName:string, OperationVersion:string, ResultType:string, ResultSignature:string, DurationMs:int, Identity:string, CorrelationId:string, _ResourceId:string)",
+    "(TimeGenerated:datetime, OperationName:string, OperationVersion:string, ResultType:string, ResultSignature:string, DurationMs:int, Identity:string, URI:string, CorrelationId:string, _ResourceId:string)",
+  AppAvailabilityResults: "(TimeGenerated:datetime, Name:string, Success:bool, Location:string, DurationMs:real)",
+  Usage: "(TimeGenerated:datetime, DataType:string, IsBillable:bool, Quantity:real, QuantityUnit:string)",
   _LogOperation: "(TimeGenerated:datetime, Category:string, Operation:string, Detail:string, Level:string)",
 };
 

@@ -188,3 +188,10 @@ def test_placeholders() -> None:
     for name, query in QUERIES.items():
         free = set(re.findall(r"\{(\w+)\}", AUDIT + query)) - {"app", "acs"}
         assert free <= (asked_for if name.startswith("question-") else set()), name
+
+
+def test_names_of_bicep() -> None:
+    """A query that names what the Bicep makes names it as the Bicep does."""
+    alerts = (ROOT / "infra/modules/alerts.bicep").read_text()
+    assert "var healthTestName = 'health-${appName}'" in alerts
+    assert 'Name =~ "health-{app}"' in QUERIES["alert-logs-missing"]
