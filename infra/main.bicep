@@ -140,7 +140,7 @@ param logTableReads bool = false
 @description('Resource id of a Log Analytics workspace to use in place of a new one.')
 param logAnalyticsWorkspaceId string = ''
 
-@description('Most that a new workspace takes in a day, in GB.')
+@description('Most that a new workspace takes in a day, in GB: ten times what is expected, 1 for each 30,000 tokens a day.')
 @minValue(1)
 param logDailyQuotaGb int = 1
 

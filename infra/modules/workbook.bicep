@@ -59,6 +59,21 @@ var panels = [
     query: loadTextContent('../queries/workbook-incidents.kql')
   }
   {
+    title: 'Who wrote to the tables'
+    shownAs: 'table'
+    query: loadTextContent('../queries/workbook-writes.kql')
+  }
+  {
+    title: 'What fills the workspace'
+    shownAs: 'table'
+    query: loadTextContent('../queries/workbook-usage.kql')
+  }
+  {
+    title: 'Who has which identity'
+    shownAs: 'table'
+    query: loadTextContent('../queries/workbook-mappings.kql')
+  }
+  {
     title: 'Who is this ACS identity?'
     shownAs: 'table'
     query: loadTextContent('../queries/question-identity.kql')

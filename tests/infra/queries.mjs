@@ -17,6 +17,8 @@ const TABLES = {
   ACSAuthIncomingOperations:
     "(TimeGenerated:datetime, OperationName:string, OperationVersion:string, ResultType:string, ResultSignature:string, DurationMs:int, Identity:string, URI:string, CorrelationId:string, _ResourceId:string)",
   AppAvailabilityResults: "(TimeGenerated:datetime, Name:string, Success:bool, Location:string, DurationMs:real)",
+  StorageTableLogs:
+    "(TimeGenerated:datetime, AccountName:string, OperationName:string, StatusText:string, Uri:string, CallerIpAddress:string, RequesterObjectId:string, RequesterUpn:string)",
   Usage: "(TimeGenerated:datetime, DataType:string, IsBillable:bool, Quantity:real, QuantityUnit:string)",
   _LogOperation: "(TimeGenerated:datetime, Category:string, Operation:string, Detail:string, Level:string)",
 };

@@ -10,7 +10,7 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 # Commands that do not come with the repository, and what is built into a shell.
 PROGRAMS = set(
     "az azd curl func gh git jq make node npm python python3 sed zip"
-    " cd cp do done echo export for source".split()
+    " cd cp do done echo eval export for source".split()
 )
 ASSIGNMENTS = re.compile(r'^([A-Z_]+=("[^"]*"|\$\(.*\)|\S*) *)+')
 CONTINUES = re.compile(r"""[-|{})"']""")  # A line inside a quoted text or a block.

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ALERTS = (ROOT / "infra/modules/alerts.bicep").read_text()
+MAIN = (ROOT / "infra/main.bicep").read_text()
+PRICES = " ".join((ROOT / "docs/deploy.md").read_text().split())
+UNITS = {"M": "minutes", "H": "hours", "D": "days"}
+
+# https://learn.microsoft.com/azure/azure-monitor/app/availability#location-population-tags
+PLACES = set(
+    "apac-hk-hkn-azr apac-jp-kaw-edge apac-sg-sin-azr emea-au-syd-edge emea-ch-zrh-edge"
+    " emea-fr-pra-edge emea-gb-db3-azr emea-nl-ams-azr emea-ru-msa-edge emea-se-sto-edge"
+    " latam-br-gru-edge us-ca-sjc-azr us-fl-mia-edge us-il-ch1-azr us-tx-sn1-azr"
+    " us-va-ash-azr".split()
+)
+# https://learn.microsoft.com/azure/azure-monitor/reference/metrics-index
+METRICS = {
+    "Microsoft.Communication/CommunicationServices": ("APIRequestAuthentication", "StatusCode"),
+    "Microsoft.Storage/storageAccounts/tableServices": ("Transactions", "ResponseType"),
+}
+# https://learn.microsoft.com/azure/role-based-access-control/permissions/web-and-mobile
+ACS_OPERATIONS = {"Delete", "ListKeys/action", "RegenerateKey/action", "Write"}
+ONCE_A_DAY = {"prune-failed", "mappings-damaged", "ingestion-capped"}
+
+
+def blocks(variable: str) -> list[dict[str, str]]:
+    """Return the rules in one of the variables: their plain members as they are written."""
+    body = re.search(rf"^var {variable} = \[\n(.*?)^\]", ALERTS, re.MULTILINE | re.DOTALL)
+    assert body
+    rules = re.findall(r"^  \{\n(.*?)^  \}", body[1], re.MULTILINE | re.DOTALL)
+    return [dict(re.findall(r"^    (\w+): '?([^'\n]+?)'?$", rule, re.MULTILINE)) for rule in rules]
+
+
+def listed(variable: str, member: str) -> list[list[str]]:
+    """Return a member of each rule that is a list of texts."""
+    body = re.search(rf"^var {variable} = \[\n(.*?)^\]", ALERTS, re.MULTILINE | re.DOTALL)
+    assert body
+    return [
+        re.findall(r"'([^']+)'", found)
+        for found in re.findall(rf"^    {member}: \[(.*?)\]", body[1], re.MULTILINE | re.DOTALL)
+    ]
+
+
+def duration(text: str) -> timedelta:
+    """Return an ISO 8601 duration of one member."""
+    found = re.fullmatch(r"PT?(\d+)([MHD])", text)
+    assert found, text
+    return timedelta(**{UNITS[found[2]]: int(found[1])})
+
+
+RULES = {rule["name"]: rule for rule in blocks("rules")}
+
+
+class TestLogs:
+    """Rules that ask the workspace."""
+
+    @pytest.mark.parametrize("name", RULES)
+    def test_no_gap(self, name: str) -> None:
+        """Nothing happens between two looks."""
+        assert duration(RULES[name]["every"]) <= duration(RULES[name]["window"])
+
+    @pytest.mark.parametrize("name", sorted(ONCE_A_DAY))
+    def test_until_breakfast(self, name: str) -> None:
+        """What happens once in a night fires until the next one."""
+        assert timedelta(days=1) == duration(RULES[name]["window"])
+
+    def test_new_environment(self) -> None:
+        """A missing run is asked for over longer than it may take, and of an old app only."""
+        query = (ROOT / "infra/queries/alert-prune-missing.kql").read_text()
+        hours = [int(found) for found in re.findall(r"ago\((\d+)h\)", query)]
+        assert [36, 36] == hours
+        assert "overrideQueryTimeRange: rule.name == 'prune-missing' ? 'P2D' : null" in ALERTS
+
+    def test_near_cap(self) -> None:
+        """The warning comes at 80 % of the cap: gigabytes there, megabytes in the table."""
+        assert RULES["ingestion-near-cap"]["above"] == "800 * dailyQuotaGb // 80 %, in MB."
+
+
+class TestNoLogs:
+    """Rules that ring when the workspace is silent."""
+
+    def test_metrics(self) -> None:
+        """Each metric and its dimension are ones that Azure documents for the resource."""
+        rules = blocks("metricRules")
+        assert {"table-failing", "acs-failing"} == {rule["name"] for rule in rules}
+        for rule in rules:
+            assert METRICS[rule["namespace"]] == (rule["metric"], rule["dimension"])
+
+    def test_operations(self) -> None:
+        """Each operation on the ACS resource is one that Azure lists, and none is left out."""
+        named = [name for names in listed("activityRules", "operations") for name in names]
+        assert sorted(ACS_OPERATIONS) == sorted(named)
+
+    def test_path(self) -> None:
+        """The availability test asks for a route that there is and that touches nothing."""
+        assert "RequestUrl: '${appUrl}/api/health'" in ALERTS
+        assert '@app.route(route="health")' in (ROOT / "function_app.py").read_text()
+
+    def test_places(self) -> None:
+        """It asks from five places that there are, as Microsoft advises at least."""
+        default = re.search(
+            r"^param availabilityTestLocations .*?^\]", MAIN, re.MULTILINE | re.DOTALL
+        )
+        assert default
+        places = re.findall(r"^  '([\w-]+)'", default[0], re.MULTILINE)
+        assert len(places) == 5
+        assert set(places) <= PLACES
+
+    def test_not_by_http_metrics(self) -> None:
+        """Flex Consumption emits no metrics of HTTP answers: a rule on one would never fire."""
+        assert not re.search(r"Http\dxx|'Requests'|HttpResponseTime", ALERTS)
+
+
+def test_somebody_is_told() -> None:
+    """Every kind of alert goes to the action group."""
+    kinds = re.findall(r"'Microsoft\.Insights/(\w*[aA]lerts|scheduledQueryRules)@", ALERTS)
+    assert 4 == len(kinds) == ALERTS.count("actionGroup.id }]") + ALERTS.count("[actionGroup.id]")
+
+
+def test_prices() -> None:
+    """The deployment page counts the rules as they are."""
+    often = sum(rule["every"] == "PT5M" for rule in RULES.values())
+    series = 1 + sum(len(values) for values in listed("metricRules", "values"))
+    assert (5, 7) == (often, len(RULES) - often)
+    assert "five rules each 5 minutes × $1.50, seven rarer ones × $0.50" in PRICES
+    assert f"{series} time series, 10 free" in PRICES
