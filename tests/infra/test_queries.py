@@ -17,7 +17,7 @@ AUDIT = QUERIES.pop("audit")
 TREES = [
     ast.parse(path.read_text()) for path in [ROOT / "function_app.py", *ROOT.glob("shared/*.py")]
 ]
-AUDITING = {"record", "note", "decision"}
+AUDITING = {"record", "note", "decision", "timed"}
 
 
 def calls(tree: ast.AST, names: set[str]) -> Iterator[ast.Call]:
@@ -73,7 +73,8 @@ def _fields_of(function: ast.AST) -> set[str]:
     if not audits:
         return set()
     keywords = {word.arg for call in audits for word in call.keywords}
-    found = {name for name in keywords if name is not None} - {"level"}
+    timed = {name for call in calls(function, {"timed"}) for name in strings(call.args[0])}
+    found = {name for name in keywords if name is not None} - {"level"} | timed
     handed_over = {ast.unparse(node) for call in audits for node in ast.walk(call)}
     dicts = [node for call in audits for node in ast.walk(call) if isinstance(node, ast.Dict)]
     for node in ast.walk(function):
