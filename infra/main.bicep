@@ -427,12 +427,12 @@ module alerts 'modules/alerts.bicep' = {
     location: location
     appName: appName
     appUrl: app.outputs.url
-    availabilityTestLocations: availabilityTestLocations
+    availabilityTestLocations: privateApp ? [] : availabilityTestLocations
     componentId: monitoring.outputs.componentId
     workspaceId: monitoring.outputs.workspaceId
     dailyQuotaGb: empty(logAnalyticsWorkspaceId) ? logDailyQuotaGb : 0
     acsId: communicationAccess.outputs.id
-    mappingsAccountId: storage.outputs.id
+    mappingsAccountId: mappings.outputs.id
     actionGroupName: 'ag-${environmentName}-${token}'
     emails: alertEmails
     thresholds: thresholds
