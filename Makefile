@@ -47,6 +47,10 @@ format: setup  ## Put the code into form.
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
+.PHONY: package
+package:  ## Build what is published to Azure: dist/app.zip, for Python 3.13 on Linux.
+	@$(PYTHON) infra/package.py
+
 # Extras stay in the lock: pip before 23.3, which Python 3.11 and 3.12 bring, takes `coverage[toml]`
 # for something that `coverage==7.17.3` does not pin (pypa/pip#9644).
 COMPILE := uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-strip-extras
@@ -77,4 +81,4 @@ $(VENV)/installed: requirements-dev.txt local/requirements-node.txt
 
 .PHONY: clean
 clean:  ## Remove what the targets above made.
-	rm -rf .venv .venv-3.13 local/node_modules tests/js/node_modules tests/infra/node_modules .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-3.13 dist local/node_modules tests/js/node_modules tests/infra/node_modules .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis

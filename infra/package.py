@@ -1,0 +1,213 @@
+"""Build the package that is published to Azure, on any laptop and with any Python from 3.11.
+
+    python3 infra/package.py [FOLDER]
+
+It makes FOLDER/app (default: dist/app) with all that runs in Azure, for Linux on x86-64 and Python
+3.13 whatever runs this script, and FOLDER/app.zip of it. The same sources and the same lock give
+the same bytes, so the SHA-256 that it prints names the package. Nothing is built in Azure: a remote
+build has taken another Python than the app's (https://github.com/Azure/azure-dev/issues/8538),
+there the lock installs without an error, and then the app cannot be imported.
+"""  # noqa: INP001 - a script that is run by its path
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from pip._vendor.packaging.markers import Marker
+from pip._vendor.packaging.specifiers import SpecifierSet
+
+ROOT = Path(__file__).resolve().parents[1]
+LOCK = "requirements.txt"
+FILES = ("function_app.py", "host.json", LOCK)
+FOLDER = "shared"
+# Where the Functions host looks for packages:
+# https://learn.microsoft.com/azure/azure-functions/functions-reference-python#folder-structure
+PACKAGES = ".python_packages/lib/site-packages"
+
+# infra/modules/app.bicep says which Python runs in Azure; a test compares the two.
+PYTHON = "3.13"
+TAG = f"cp{PYTHON.replace('.', '')}"
+PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
+# What the lock's markers ask for. pip would answer for the Python that runs it, not for the target.
+ENVIRONMENT = {
+    "implementation_name": "cpython",
+    "implementation_version": f"{PYTHON}.0",
+    "os_name": "posix",
+    "platform_machine": "x86_64",
+    "platform_python_implementation": "CPython",
+    "platform_release": "",
+    "platform_system": "Linux",
+    "platform_version": "",
+    "python_full_version": f"{PYTHON}.0",
+    "python_version": PYTHON,
+    "sys_platform": "linux",
+}
+
+EXTENSION = re.compile(rf"\.(cpython-{TAG[2:]}-x86_64-linux-gnu|abi3)\.so$")
+X86_64_ELF = (b"\x7fELF", (62).to_bytes(2, "little"))  # The magic number; e_machine, 18 bytes in.
+EARLIEST = (1980, 1, 1, 0, 0, 0)  # A zip knows no earlier time.
+FILE_MODE = 0o100644 << 16
+
+
+class PackageError(Exception):
+    """The package cannot be built, or is not for Azure's Python."""
+
+
+def requirements_for_azure(lock: str) -> dict[str, str]:
+    """Return the lines of a lock that hold in Azure, without their markers, by `name==version`."""
+    found = {}
+    for line in lock.replace("\\\n", " ").splitlines():
+        requirement, *hashes = re.split(r"\s+(?=--hash=)", line.partition(" #")[0].strip())
+        if not requirement or requirement.startswith("#"):
+            continue
+        pinned, _, marker = (part.strip() for part in requirement.partition(";"))
+        if not re.fullmatch(r"[\w.-]+(\[[\w,-]+\])?==[\w.+!-]+", pinned) or not hashes:
+            raise PackageError(f"{LOCK}: not a pinned package with a hash: {line.strip()[:60]}")
+        if not marker or Marker(marker).evaluate(ENVIRONMENT):
+            name, version = re.sub(r"\[.*\]", "", pinned).split("==")
+            found[f"{normal(name)}=={version}"] = " ".join([pinned, *hashes])
+    return found
+
+
+def normal(name: str) -> str:
+    """Return the one spelling of a package's name (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def install(requirements: dict[str, str], target: Path) -> None:
+    """Install wheels for Azure's Python into a folder. The lock is whole: nothing is resolved."""
+    with tempfile.TemporaryDirectory() as folder:
+        lock = Path(folder, LOCK)
+        lock.write_text("".join(f"{line}\n" for line in requirements.values()))
+        platforms = [f"--platform={platform}" for platform in PLATFORMS]
+        command = [
+            *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
+            *("--require-hashes", "--no-deps", "--no-compile", "--only-binary=:all:"),
+            *("--implementation=cp", f"--python-version={PYTHON}", *platforms),
+            # pip before 23.3 holds what wheels require against the Python that runs it;
+            # `problems` holds it against Azure's.
+            "--ignore-requires-python",
+            *(f"--target={target}", f"--requirement={lock}"),
+        ]
+        if subprocess.run(command, check=False).returncode:  # noqa: S603 - pip, with our lock
+            raise PackageError(f"pip did not install what {LOCK} names (see above)")
+    # Scripts name the Python of this machine, and who installed is of no use in Azure.
+    shutil.rmtree(target / "bin", ignore_errors=True)
+    for path in [*target.glob("*.dist-info/INSTALLER"), *target.glob("*.dist-info/REQUESTED")]:
+        path.unlink()
+    for path in target.glob("*.dist-info/RECORD"):
+        kept = [
+            line
+            for line in path.read_text(encoding="utf-8").splitlines()
+            if not re.match(r'"?(\.\./\.\./)?bin/|[^,]*\.dist-info/(INSTALLER|REQUESTED),', line)
+        ]
+        path.write_text("".join(f"{line}\n" for line in sorted(kept)), encoding="utf-8")
+
+
+def problems(packages: Path, expected: set[str]) -> list[str]:
+    """Return what is wrong with installed packages, in words."""
+    found = []
+    installed = set()
+    for folder in packages.glob("*.dist-info"):
+        name, _, version = folder.stem.rpartition("-")
+        installed.add(f"{normal(name)}=={version}")
+        tags = fields(folder / "WHEEL", "Tag")
+        if not any(fits(*tag.split("-")) for tag in tags):
+            found.append(f"{folder.stem} is not for Python {PYTHON} on Linux x86-64: {tags}")
+        found += [
+            f"{folder.stem} is for Python {versions}"
+            for versions in fields(folder / "METADATA", "Requires-Python")
+            if ENVIRONMENT["python_full_version"] not in SpecifierSet(versions)
+        ]
+    found += [f"{package} is missing" for package in sorted(expected - installed)]
+    found += [f"{package} is not in {LOCK}" for package in sorted(installed - expected)]
+    for path in sorted(packages.rglob("*")):
+        name = path.relative_to(packages).as_posix()
+        if path.suffix in {".pyd", ".dll", ".dylib"}:
+            found.append(f"{name} is not for Linux")
+        elif re.search(r"\.so(\.|$)", path.name) and path.is_file():
+            head = path.read_bytes()[:20]
+            if (head[:4], head[18:20]) != X86_64_ELF:
+                found.append(f"{name} is not for Linux x86-64")
+            # What wheels bring along for their extensions (name.libs/) is no extension.
+            elif ".libs/" not in name and not EXTENSION.search(name):
+                found.append(f"{name} is not for Python {PYTHON}")
+    return found
+
+
+def fields(path: Path, name: str) -> list[str]:
+    """Return the values of a field in a wheel's metadata, in their order."""
+    head = path.read_text(encoding="utf-8").partition("\n\n")[0]
+    return re.findall(rf"^{name}: *(.*)$", head, re.MULTILINE)
+
+
+def fits(python: str, abi: str, platform: str) -> bool:
+    """Return whether a wheel's tag is one that Azure's Python loads."""
+    if abi == "none":
+        return platform == "any" and (python.startswith("py3") or python == TAG)
+    return platform in PLATFORMS and (abi == TAG or (abi == "abi3" and python.startswith("cp3")))
+
+
+def write_zip(folder: Path, archive: Path) -> str:
+    """Write a zip of a folder, the same for the same files, and return its SHA-256."""
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as zipped:
+        for name in sorted(name for name, path in paths.items() if path.is_file()):
+            entry = zipfile.ZipInfo(name, EARLIEST)
+            entry.create_system = 3  # Unix, whatever this machine is.
+            entry.external_attr = FILE_MODE
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            zipped.writestr(entry, paths[name].read_bytes())
+    return hashlib.sha256(archive.read_bytes()).hexdigest()
+
+
+def build(folder: Path) -> str:
+    """Build app/ and app.zip in a folder; return the SHA-256 of the zip.
+
+    Raises:
+        PackageError: a package cannot be had, or is for another Python or platform.
+    """
+    app = folder / "app"
+    archive = folder / "app.zip"
+    archive.unlink(missing_ok=True)
+    shutil.rmtree(app, ignore_errors=True)
+    app.mkdir(parents=True)
+    requirements = requirements_for_azure((ROOT / LOCK).read_text())
+    install(requirements, app / PACKAGES)
+    found = problems(app / PACKAGES, set(requirements))
+    if found:
+        raise PackageError("\n".join(found))
+    for name in FILES:
+        shutil.copy(ROOT / name, app / name)
+    shutil.copytree(ROOT / FOLDER, app / FOLDER, ignore=shutil.ignore_patterns("__pycache__"))
+    return write_zip(app, archive)
+
+
+def main() -> int:
+    """Build the package, say where it is, and return the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "dist", metavar="FOLDER")
+    arguments = parser.parse_args()
+    try:
+        digest = build(arguments.folder)
+    except PackageError as exc:
+        sys.stderr.write(f"{exc}\nNo package was built.\n")
+        return 1
+    archive = arguments.folder / "app.zip"
+    size = archive.stat().st_size / 1_000_000
+    sys.stdout.write(f"{archive}: {size:.1f} MB, Python {PYTHON}\nsha256 {digest}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
