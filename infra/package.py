@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import platform
 import re
 import shutil
 import subprocess
@@ -55,6 +56,15 @@ EXTENSION = re.compile(rf"\.(cpython-{TAG[2:]}-x86_64-linux-gnu|abi3)\.so$")
 X86_64_ELF = (b"\x7fELF", (62).to_bytes(2, "little"))  # The magic number; e_machine, 18 bytes in.
 EARLIEST = (1980, 1, 1, 0, 0, 0)  # A zip knows no earlier time.
 FILE_MODE = 0o100644 << 16
+
+
+# Imports the app with the package's own modules alone, and names its functions.
+IMPORT = f"""
+import sys
+sys.path[:0] = [".", "{PACKAGES}"]
+import function_app
+print(*(function.get_function_name() for function in function_app.app.get_functions()))
+"""
 
 
 class PackageError(Exception):
@@ -156,6 +166,29 @@ def fits(python: str, abi: str, platform: str) -> bool:
     return platform in PLATFORMS and (abi == TAG or (abi == "abi3" and python.startswith("cp3")))
 
 
+def functions(app: Path) -> str | None:
+    """Return the names of a package's functions; None where this is not the Python of Azure.
+
+    Raises:
+        PackageError: the package cannot be imported.
+    """
+    here = (
+        platform.system(),
+        platform.machine(),
+        platform.libc_ver()[0],
+        platform.python_version(),
+    )
+    if here[:3] != ("Linux", "x86_64", "glibc") or not here[3].startswith(f"{PYTHON}."):
+        return None
+    command = [sys.executable, "-I", "-S", "-B", "-c", IMPORT]
+    finished = subprocess.run(  # noqa: S603 - this Python, with a program of ours
+        command, cwd=app, stdout=subprocess.PIPE, text=True, check=False
+    )
+    if finished.returncode or not finished.stdout.strip():
+        raise PackageError("the package cannot be imported (see above), or has no function")
+    return finished.stdout.strip()
+
+
 def write_zip(folder: Path, archive: Path) -> str:
     """Write a zip of a folder, the same for the same files, and return its SHA-256."""
     paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
@@ -169,8 +202,8 @@ def write_zip(folder: Path, archive: Path) -> str:
     return hashlib.sha256(archive.read_bytes()).hexdigest()
 
 
-def build(folder: Path) -> str:
-    """Build app/ and app.zip in a folder; return the SHA-256 of the zip.
+def build(folder: Path) -> tuple[str, str | None]:
+    """Build app/ and app.zip in a folder; return the zip's SHA-256 and the names of the functions.
 
     Raises:
         PackageError: a package cannot be had, or is for another Python or platform.
@@ -188,7 +221,8 @@ def build(folder: Path) -> str:
     for name in FILES:
         shutil.copy(ROOT / name, app / name)
     shutil.copytree(ROOT / FOLDER, app / FOLDER, ignore=shutil.ignore_patterns("__pycache__"))
-    return write_zip(app, archive)
+    names = functions(app)
+    return write_zip(app, archive), names
 
 
 def main() -> int:
@@ -199,13 +233,15 @@ def main() -> int:
     parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "dist", metavar="FOLDER")
     arguments = parser.parse_args()
     try:
-        digest = build(arguments.folder)
+        digest, names = build(arguments.folder)
     except PackageError as exc:
         sys.stderr.write(f"{exc}\nNo package was built.\n")
         return 1
     archive = arguments.folder / "app.zip"
     size = archive.stat().st_size / 1_000_000
-    sys.stdout.write(f"{archive}: {size:.1f} MB, Python {PYTHON}\nsha256 {digest}\n")
+    sys.stdout.write(f"{archive}: {size:.1f} MB, for Python {PYTHON} on Linux\n")
+    sys.stdout.write(f"functions: {names or f'not imported, as this is no Python {PYTHON}'}\n")
+    sys.stdout.write(f"sha256 {digest}\n")
     return 0
 
 

@@ -1,0 +1,113 @@
+#!/usr/bin/env bash
+set -euo pipefail
+
+usage() {
+  cat <<'USAGE'
+Prints the outputs of one environment's newest deployment, whether `az` or `azd` made it.
+
+    eval "$(infra/outputs.sh prod)"           sets a variable for each output
+    infra/outputs.sh prod AZURE_FUNCTION_URL  prints one value
+    infra/outputs.sh prod --json              prints all as JSON
+
+Without the environment's name, $AZURE_ENV_NAME is taken. The subscription is that of `az login`.
+Where an environment is not found, what is evaluated unsets the variables, so that no later command
+meets another environment.
+USAGE
+}
+
+HERE=$(cd "$(dirname "$0")" && pwd)
+ENVIRONMENT=${AZURE_ENV_NAME:-}
+NAME=
+FORMAT=shell
+
+# What `eval` runs after a failure. An output has an underscore in its name.
+fail() {
+  printf 'outputs.sh: %s\n' "$*" >&2
+  if [ "$FORMAT" = shell ]; then
+    printf 'unset%s; false\n' "$(sed -n 's/^output \([A-Z_]*\) .*/ \1/p' "$HERE/main.bicep" | tr -d '\n')"
+  fi
+  exit 1
+}
+
+for argument in "$@"; do
+  case $argument in
+    -h | --help) usage; exit ;;
+    --json) FORMAT=json ;;
+    -*) usage >&2; exit 2 ;;
+    *_*) NAME=$argument FORMAT=value ;;
+    *) ENVIRONMENT=$argument ;;
+  esac
+done
+
+[ -n "$ENVIRONMENT" ] || fail "which environment? infra/outputs.sh NAME, or set AZURE_ENV_NAME"
+[[ $ENVIRONMENT =~ ^[A-Za-z0-9-]+$ ]] || fail "not the name of an environment: $ENVIRONMENT"
+command -v az >/dev/null || fail "the Azure CLI is not here: https://aka.ms/azure-cli"
+
+LIST=$(az deployment sub list --output json --query \
+  "[].{name: name, tags: tags, state: properties.provisioningState, time: properties.timestamp}") ||
+  fail "the deployments could not be listed; is \`az login\` done, and the subscription the right one?"
+
+# azd names its deployments after the environment and the time, and tags them with the environment
+# and, in newer versions, with the project (azure.yaml). `azd down` ends with an empty deployment
+# under the same tags.
+FIND='
+import json, sys
+
+environment = sys.argv[1]
+found, known = [], set()
+for deployment in json.load(sys.stdin):
+    name, tags = deployment["name"], deployment["tags"] or {}
+    by_az = name.startswith("acs-token-broker-") and name[len("acs-token-broker-"):]
+    ours = tags.get("azd-project-name", "acs-token-broker") == "acs-token-broker"
+    by_azd = ours and tags.get("azd-env-name")
+    if environment in (by_az, by_azd) and deployment["state"] == "Succeeded":
+        found.append((deployment["time"], name))
+    if by_az or "azd-project-name" in tags and by_azd:
+        known.add("%s (%s)" % (by_azd or by_az, deployment["state"]))
+print(*(name for _, name in sorted(found, reverse=True)))
+print(*sorted(known), sep=", ")
+'
+FOUND=$(python3 -c "$FIND" "$ENVIRONMENT" <<<"$LIST") || fail "the deployments could not be understood"
+DEPLOYMENTS=${FOUND%%$'\n'*}
+KNOWN=${FOUND#*$'\n'}
+
+# Names in upper case, as in main.bicep: Azure gives some back as azurE_RESOURCE_GROUP.
+PROGRAM='
+import json, re, shlex, sys
+
+environment, form, name = sys.argv[1:]
+outputs = json.load(sys.stdin) or {}
+texts = {key.upper(): output["value"] for key, output in outputs.items()}
+values = {key: text if type(text) is str else json.dumps(text) for key, text in texts.items()}
+if not values:
+    sys.exit(3)
+if values.get("AZURE_RESOURCE_GROUP") != "rg-acs-token-broker-" + environment:
+    sys.exit(4)
+if not all(re.fullmatch("[A-Z_][A-Z0-9_]*", key) for key in values):
+    sys.exit("strange names: " + ascii(list(values)))  # What is printed is evaluated.
+if form == "json":
+    print(json.dumps(values, indent=2))
+elif form == "shell":
+    for key in sorted(values):
+        print("export " + key + "=" + shlex.quote(values[key]))
+elif name in values:
+    print(values[name])
+else:
+    sys.stderr.write("the outputs are " + ", ".join(sorted(values)) + "\n")
+    sys.exit(5)
+'
+for deployment in $DEPLOYMENTS; do
+  OUTPUTS=$(az deployment sub show --name "$deployment" --query properties.outputs --output json) ||
+    fail "the deployment $deployment could not be read"
+  status=0
+  TEXT=$(python3 -c "$PROGRAM" "$ENVIRONMENT" "$FORMAT" "$NAME" <<<"$OUTPUTS") || status=$?
+  case $status in
+    0) printf '%s\n' "$TEXT"; exit ;;
+    3) fail "the environment $ENVIRONMENT was taken down (the deployment $deployment is empty)" ;;
+    4) continue ;; # Another service's environment of the same name.
+    5) fail "there is no output $NAME" ;;
+    *) fail "the outputs of the deployment $deployment could not be understood" ;;
+  esac
+done
+
+fail "no deployment of an environment $ENVIRONMENT has succeeded here. There are: ${KNOWN:-none}"

@@ -1,0 +1,152 @@
+#!/usr/bin/env bash
+set -euo pipefail
+
+usage() {
+  cat <<'USAGE'
+Takes an environment down: locks, resources, what stands on resources of other groups, and the
+records of its deployments. It shows all that first, and asks for the environment's name.
+
+    infra/teardown.sh ENVIRONMENT [--dry-run] [--yes ENVIRONMENT] [--purge-logs]
+                      [--registration CLIENT_ID]...
+
+    --dry-run       print each call that changes something, and make none
+    --yes NAME      do not ask; NAME must be the environment's
+    --purge-logs    delete the logs for good. Otherwise the workspace can be recovered for 14 days,
+                    and a new deployment of the same environment gets it back with its logs.
+    --registration  delete a registration in Entra as well, for good, with its roles. All
+                    environments may share it.
+
+The mapping tables cannot be made again: infra/export.py writes them to files.
+Whoever runs it needs Owner, or Contributor and User Access Administrator. It can be run again.
+USAGE
+}
+
+fail() { printf 'teardown.sh: %s\n' "$*" >&2; exit 1; }
+
+HERE=$(cd "$(dirname "$0")" && pwd)
+ENVIRONMENT=
+CONFIRMED=
+DRY_RUN=
+PURGE_LOGS=
+REGISTRATIONS=
+while [ $# -gt 0 ]; do
+  case $1 in
+    -h | --help) usage; exit ;;
+    --dry-run) DRY_RUN=1 ;;
+    --purge-logs) PURGE_LOGS=1 ;;
+    --yes | --registration)
+      [ $# -gt 1 ] || fail "$1 needs a value"
+      if [ "$1" = --yes ]; then CONFIRMED=$2; else REGISTRATIONS="$REGISTRATIONS $2"; fi
+      shift
+      ;;
+    -*) usage >&2; exit 2 ;;
+    *) [ -z "$ENVIRONMENT" ] || fail "one environment at a time"; ENVIRONMENT=$1 ;;
+  esac
+  shift
+done
+[ -n "$ENVIRONMENT" ] || { usage >&2; exit 2; }
+[[ $ENVIRONMENT =~ ^[A-Za-z0-9-]+$ ]] || fail "not the name of an environment: $ENVIRONMENT"
+for id in $REGISTRATIONS; do
+  [[ $id =~ ^[0-9a-fA-F-]{36}$ ]] || fail "not a client id: $id"
+done
+[ -z "$CONFIRMED" ] || [ "$CONFIRMED" = "$ENVIRONMENT" ] || fail "--yes $CONFIRMED does not name $ENVIRONMENT"
+
+# Every call that changes something goes through here.
+change() {
+  local shown
+  shown=$(printf ' %q' "$@")
+  printf '+%s\n' "$shown"
+  [ -n "$DRY_RUN" ] || "$@"
+}
+
+# An answer of Azure as lines, without the carriage returns of the Azure CLI on Windows.
+ask() { az "$@" --output tsv | tr -d '\r'; }
+
+SUBSCRIPTION=$(ask account show --query "[name, id] | join(' ', @)") || fail "sign in first: az login"
+GROUP=rg-acs-token-broker-$ENVIRONMENT
+PRESENT=$(ask group exists --name "$GROUP")
+
+LOCKS=
+WORKSPACES=
+ASSIGNMENTS=
+SETTINGS=
+if [ "$PRESENT" = true ]; then
+  TAG=$(ask group show --name "$GROUP" --query 'tags."azd-env-name"')
+  [ "$TAG" = "$ENVIRONMENT" ] || fail "$GROUP is not tagged azd-env-name=$ENVIRONMENT: it was not made by infra/main.bicep"
+  LOCKS=$(ask lock list --resource-group "$GROUP" --query "[].id")
+  WORKSPACES=$(ask resource list --resource-group "$GROUP" \
+    --resource-type Microsoft.OperationalInsights/workspaces --query "[].name")
+  # An ACS resource of another group keeps a role of the identity, and a diagnostic setting.
+  if ACS=$("$HERE/outputs.sh" "$ENVIRONMENT" ACS_RESOURCE_ID); then
+    APP=$("$HERE/outputs.sh" "$ENVIRONMENT" AZURE_FUNCTION_NAME)
+    PRINCIPAL=$("$HERE/outputs.sh" "$ENVIRONMENT" IDENTITY_PRINCIPAL_ID)
+    if ! printf '%s' "$ACS" | grep -qi "/resourceGroups/$GROUP/"; then
+      ASSIGNMENTS=$(ask role assignment list --scope "$ACS" --assignee-object-id "$PRINCIPAL" --query "[].id")
+      SETTINGS=$(ask monitor diagnostic-settings list --resource "$ACS" --query "[?name=='$APP'].name")
+    fi
+  else
+    printf '%s\n' "No outputs: what stands on an ACS resource of another group is left." >&2
+  fi
+fi
+
+DEPLOYMENTS=$(ask deployment sub list --query "[?name=='acs-token-broker-$ENVIRONMENT' \
+  || (tags.\"azd-env-name\"=='$ENVIRONMENT' && tags.\"azd-project-name\"=='acs-token-broker')].name")
+
+printf 'In %s this deletes\n' "$SUBSCRIPTION"
+if [ "$PRESENT" = true ]; then
+  printf '  the group %s with\n' "$GROUP"
+  ask resource list --resource-group "$GROUP" --query "[].join(' ', [type, name])" | sed 's/^/    /'
+else
+  printf '  no resource: there is no group %s\n' "$GROUP"
+fi
+for line in $LOCKS $ASSIGNMENTS $DEPLOYMENTS; do printf '  %s\n' "$line"; done
+for line in $SETTINGS; do printf '  the diagnostic setting %s of %s\n' "$line" "$ACS"; done
+for line in $REGISTRATIONS; do printf '  the registration %s, for good\n' "$line"; done
+
+if [ -z "$DRY_RUN" ] && [ -z "$CONFIRMED" ]; then
+  [ -t 0 ] || fail "nobody to ask: --yes $ENVIRONMENT"
+  printf 'The name of the environment, to go on: '
+  read -r CONFIRMED
+  [ "$CONFIRMED" = "$ENVIRONMENT" ] || fail "nothing was deleted"
+fi
+
+for id in $LOCKS; do change az lock delete --ids "$id"; done
+for id in $ASSIGNMENTS; do change az role assignment delete --ids "$id"; done
+for name in $SETTINGS; do change az monitor diagnostic-settings delete --resource "$ACS" --name "$name"; done
+if [ -n "$PURGE_LOGS" ]; then
+  for name in $WORKSPACES; do
+    change az monitor log-analytics workspace delete --resource-group "$GROUP" --workspace-name "$name" --force true --yes
+  done
+fi
+if [ "$PRESENT" = true ]; then change az group delete --name "$GROUP" --yes; fi
+
+# The records go last: as long as they are there, this script finds what is left.
+for name in $DEPLOYMENTS; do change az deployment sub delete --name "$name"; done
+
+# A deleted registration keeps its unique name for 30 days, unless it is deleted once more.
+GRAPH=https://graph.microsoft.com/v1.0
+for id in $REGISTRATIONS; do
+  principal=$(ask ad sp list --filter "appId eq '$id'" --query "[].id")
+  if [ -n "$principal" ]; then
+    for assignment in $(ask role assignment list --all --assignee-object-id "$principal" --query "[].id"); do
+      change az role assignment delete --ids "$assignment"
+    done
+  fi
+  object=$(ask ad app list --filter "appId eq '$id'" --query "[].id")
+  if [ -n "$object" ]; then
+    change az ad app delete --id "$object"
+  else
+    object=$(ask rest --method GET --query "value[?appId=='$id'].id" \
+      --url "$GRAPH/directory/deletedItems/microsoft.graph.application?\$select=id,appId&\$top=999")
+  fi
+  if [ -n "$object" ]; then
+    # What was deleted a moment ago is not among the deleted at once.
+    for pause in 5 10 20 40 0; do
+      change az rest --method DELETE --url "$GRAPH/directory/deletedItems/$object" && break
+      [ "$pause" != 0 ] || fail "the registration $id is deleted, but its name is not free: run this again"
+      sleep "$pause"
+    done
+  else
+    printf 'There is no registration %s any more.\n' "$id"
+  fi
+done

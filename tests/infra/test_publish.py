@@ -1,0 +1,227 @@
+"""`infra/publish.py` against a deployment endpoint of its own on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import sys
+import zipfile
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from aiohttp import web
+
+from local.serving import serve
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "infra/publish.py"
+# What `az` answers here; tests/infra/test_scripts.py is about what it is asked.
+AZ = """#!/bin/sh
+case "$*" in
+  "deployment sub list "*) cat "$0.deployments" ;;
+  "deployment sub show "*) cat "$0.outputs" ;;
+  "resource show --resource-group rg-acs-token-broker-dev --name func-dev "*) cat "$0.host" ;;
+  "cloud show "*) echo https://appservice.example ;;
+  "account get-access-token --resource https://appservice.example "*) echo the-token ;;
+  *) exit 1 ;;
+esac
+"""
+DEPLOYMENT = {"name": "acs-token-broker-dev", "tags": None, "state": "Succeeded", "time": "1"}
+OUTPUTS = {
+    "AZURE_RESOURCE_GROUP": "rg-acs-token-broker-dev",
+    "AZURE_FUNCTION_NAME": "func-dev",
+    "AZURE_FUNCTION_URL": "https://func-dev.example",
+}
+DONE = {"status": 4}
+FORBIDDEN = "Response status code does not indicate success: 403 (This request is not authorized)."
+
+
+@dataclass
+class Kudu:
+    """The deployment endpoint of a function app: what it is to answer, and what it was asked."""
+
+    uploads: list[tuple[int, str]] = field(default_factory=list)
+    states: list[tuple[int, object]] = field(default_factory=list)
+    log: str = ""
+    asked: list[str] = field(default_factory=list)
+    packages: list[bytes] = field(default_factory=list)
+
+    async def upload(self, request: web.Request) -> web.Response:
+        """Take a package. The last answer is for all that follow."""
+        assert "Bearer the-token" == request.headers["Authorization"]
+        assert "application/zip" == request.content_type
+        self.asked.append(f"POST {request.path_qs}")
+        self.packages.append(await request.read())
+        status, text = self.uploads.pop(0) if len(self.uploads) > 1 else self.uploads[0]
+        return web.Response(status=status, text=text)
+
+    async def state(self, request: web.Request) -> web.Response:
+        """Say how a deployment is getting on."""
+        assert "Bearer the-token" == request.headers["Authorization"]
+        self.asked.append(f"GET {request.path_qs}")
+        if request.path.endswith("/log"):
+            return web.Response(text=self.log)
+        status, answer = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+        return web.Response(status=status, text=json.dumps(answer))
+
+    @asynccontextmanager
+    async def served(self) -> AsyncIterator[str]:
+        """Yield the host and port."""
+        app = web.Application(client_max_size=10_000_000)
+        app.router.add_post("/api/publish", self.upload)
+        app.router.add_get("/api/deployments/{tail:.*}", self.state)
+        async with serve(app) as url:
+            yield url.removeprefix("http://")
+
+
+def package(*names: str) -> bytes:
+    """Return a zip with some files."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in names:
+            archive.writestr(name, name)
+    return buffer.getvalue()
+
+
+PACKAGE = package("host.json", "function_app.py", ".python_packages/lib/site-packages/jwt.py")
+
+
+async def publish(
+    folder: Path, host: str, *, wait: float = 30, content: bytes = PACKAGE
+) -> tuple[int | None, str, str]:
+    """Run the script as an operator does; return its exit code, and what it prints."""
+    (folder / "az").write_text(AZ)
+    (folder / "az").chmod(0o755)
+    (folder / "az.deployments").write_text(json.dumps([DEPLOYMENT]))
+    outputs = {name: {"value": value} for name, value in OUTPUTS.items()}
+    (folder / "az.outputs").write_text(json.dumps(outputs))
+    (folder / "az.host").write_text(host)
+    (folder / "app.zip").write_bytes(content)
+    (folder / "python3").symlink_to(sys.executable)
+    arguments = ["dev", "--package", str(folder / "app.zip"), "--wait", str(wait)]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        SCRIPT,
+        *arguments,
+        env={"PATH": f"{folder}:/usr/bin:/bin"},
+        stdout=-1,
+        stderr=-1,
+    )
+    out, err = await process.communicate()
+    return process.returncode, out.decode(), err.decode()
+
+
+async def test_publishes(tmp_path: Path) -> None:
+    """The package goes up as it is, without a build, and its own deployment is watched."""
+    kudu = Kudu(uploads=[(202, '"d-1"')], states=[(404, {}), (202, {"status": 2}), (200, DONE)])
+    async with kudu.served() as host:
+        code, out, err = await publish(tmp_path, host)
+    assert (0, "") == (code, err)
+    assert [PACKAGE] == kudu.packages
+    assert "POST /api/publish?RemoteBuild=false&Deployer=acs-token-broker" == kudu.asked[0]
+    assert {"GET /api/deployments/d-1"} == set(kudu.asked[1:])
+    assert "python3 infra/smoke_test.py https://func-dev.example" in out
+    assert "deploying\nsuccess\n" in out
+    assert "sha256" in out
+
+
+async def test_worker_replaced(tmp_path: Path) -> None:
+    """A deployment that is known and then unknown has ended: its worker was replaced."""
+    kudu = Kudu(uploads=[(202, "d-1")], states=[(202, {"status": 1}), (404, {})])
+    async with kudu.served() as host:
+        code, _, _ = await publish(tmp_path, host)
+    assert 0 == code
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        pytest.param((403, "the role is not here yet"), id="403"),
+        pytest.param((409, "another deployment"), id="409"),
+        pytest.param((503, "Site Unavailable"), id="503"),
+        pytest.param((400, f"InaccessibleStorageException: {FORBIDDEN}"), id="storage"),
+    ],
+)
+async def test_tries_again(tmp_path: Path, first: tuple[int, str]) -> None:
+    """What comes with a new environment passes."""
+    kudu = Kudu(uploads=[first, (202, '"d-1"')], states=[(200, DONE)])
+    async with kudu.served() as host:
+        code, out, _ = await publish(tmp_path, host)
+    assert (0, 2) == (code, len(kudu.packages))
+    assert first[1] in out
+
+
+async def test_storage_role_on_its_way(tmp_path: Path) -> None:
+    """So does a deployment that fails since the app's own role is still on its way."""
+    kudu = Kudu(
+        uploads=[(202, '"d-1"')],
+        states=[(200, {"status": 3, "status_text": ""}), (200, DONE)],
+        log=json.dumps([{"message": FORBIDDEN}]),
+    )
+    async with kudu.served() as host:
+        code, out, _ = await publish(tmp_path, host)
+    assert (0, 2) == (code, len(kudu.packages))
+    assert FORBIDDEN in out
+
+
+async def test_fails(tmp_path: Path) -> None:
+    """A deployment that fails for good is not tried again, and its log is shown."""
+    kudu = Kudu(
+        uploads=[(202, '"d-1"')],
+        states=[(200, {"status": 3, "status_text": "no host.json"})],
+        log="the log",
+    )
+    async with kudu.served() as host:
+        code, _, err = await publish(tmp_path, host)
+    assert (1, 1) == (code, len(kudu.packages))
+    assert "no host.json" in err
+    assert "the log" in err
+
+
+async def test_refused(tmp_path: Path) -> None:
+    """Nor is a package that Azure does not take."""
+    kudu = Kudu(uploads=[(400, "bad zip")])
+    async with kudu.served() as host:
+        code, _, err = await publish(tmp_path, host)
+    assert (1, 1) == (code, len(kudu.packages))
+    assert "Azure answers 400: bad zip" in err
+
+
+@pytest.mark.parametrize(
+    "kudu",
+    [
+        pytest.param(Kudu(uploads=[(202, '"d-1"')], states=[(200, {"status": 1})]), id="running"),
+        pytest.param(Kudu(uploads=[(202, '"d-1"')], states=[(404, {})]), id="unknown"),
+        pytest.param(Kudu(uploads=[(403, "no role")]), id="refused"),
+    ],
+)
+async def test_ends(tmp_path: Path, kudu: Kudu) -> None:
+    """What never comes to an end is given up when the time is up."""
+    async with kudu.served() as host:
+        code, _, err = await asyncio.wait_for(publish(tmp_path, host, wait=3), 30)
+    assert 1 == code
+    assert "time is up" in err
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        pytest.param(b"text", "is not a zip", id="no zip"),
+        pytest.param(package("host.json", "function_app.py"), "lacks the app", id="sources alone"),
+        pytest.param(package("x/host.json"), "lacks the app", id="a folder too deep"),
+    ],
+)
+async def test_wrong_package(tmp_path: Path, content: bytes, said: str) -> None:
+    """What infra/package.py did not build is not uploaded."""
+    kudu = Kudu()
+    async with kudu.served() as host:
+        code, _, err = await publish(tmp_path, host, content=content)
+    assert (1, []) == (code, kudu.asked)
+    assert said in err

@@ -1,0 +1,729 @@
+"""The scripts of infra/ against stand-ins for the Azure CLI and for GitHub's."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+INFRA = ROOT / "infra"
+FAKES = Path(__file__).with_name("fakes")
+
+SUBSCRIPTION = "11111111-1111-4111-8111-111111111111"
+TENANT = "22222222-2222-4222-8222-222222222222"
+SCOPE = f"/subscriptions/{SUBSCRIPTION}"
+CLIENT_ID = "33333333-3333-4333-8333-333333333333"
+PRINCIPAL = "44444444-4444-4444-8444-444444444444"
+ELSEWHERE = (
+    f"{SCOPE}/resourceGroups/chat/providers/Microsoft.Communication/communicationServices/acs"
+)
+BUILT_IN = [
+    "Contributor",
+    "Reader",
+    "Role Based Access Control Administrator",
+]
+# The commands that change nothing; the last words of a command say which one it is.
+READS = re.compile(
+    r"az( [\w-]+)* (list|show|exists|get-access-token|query)|gh (auth|repo|variable list)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What a script did."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cloud:
+    """Azure and GitHub, behind stand-ins for `az` and `gh` that a script finds on its PATH."""
+
+    folder: Path
+
+    def state(self, of: str) -> dict[str, Any]:
+        """Return what there is in `azure` or `github`."""
+        found: dict[str, Any] = json.loads((self.folder / f"{of}.json").read_text())
+        return found
+
+    def change(self, of: str, **changes: object) -> None:
+        """Change what there is."""
+        (self.folder / f"{of}.json").write_text(json.dumps({**self.state(of), **changes}))
+
+    def run(self, *command: str, given: str = "", **variables: str) -> Finished:
+        """Run a command as an operator does, in a shell without variables of Azure's."""
+        path = f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        environment = {"PATH": path, "FAKES": str(self.folder), "LANG": "C.UTF-8", **variables}
+        finished = subprocess.run(  # noqa: S603 - scripts of ours
+            command,
+            cwd=ROOT,
+            env=environment,
+            input=given,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return Finished(finished.returncode, finished.stdout, finished.stderr)
+
+    def script(self, name: str, *arguments: str, **variables: str) -> Finished:
+        """Run a script of infra/."""
+        return self.run(str(INFRA / name), *arguments, **variables)
+
+    def calls(self) -> list[list[str]]:
+        """Return all calls since the last time, and forget them."""
+        log = self.folder / "calls.jsonl"
+        lines = log.read_text().splitlines() if log.exists() else []
+        log.unlink(missing_ok=True)
+        return [json.loads(line) for line in lines]
+
+    def changes(self) -> list[str]:
+        """Return the calls since the last time that change something, as one would type them."""
+        return [
+            shlex.join(call)
+            for call in self.calls()
+            if not READS.match(" ".join(call)) and not is_get(call)
+        ]
+
+
+def is_get(call: list[str]) -> bool:
+    """Return whether a call asks a REST API for something."""
+    if call[:2] == ["gh", "api"]:
+        return "--method" not in call
+    return call[:2] == ["az", "rest"] and call[call.index("--method") + 1] == "GET"
+
+
+def deployment(
+    name: str,
+    time: str,
+    *,
+    state: str = "Succeeded",
+    tags: dict[str, str] | None = None,
+    outputs: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """Return a record of a deployment, with Azure's idea of the names of its outputs."""
+    values = {
+        f"{key[:5].lower()}{key[5:]}": {"type": "String", "value": value}
+        for key, value in (outputs or {}).items()
+    }
+    return {"name": name, "tags": tags, "state": state, "time": time, "outputs": values}
+
+
+def outputs_of(environment: str, **more: str) -> dict[str, str]:
+    """Return some outputs of infra/main.bicep."""
+    group = f"rg-acs-token-broker-{environment}"
+    return {
+        "AZURE_RESOURCE_GROUP": group,
+        "AZURE_FUNCTION_NAME": f"func-{environment}",
+        "AZURE_FUNCTION_URL": f"https://func-{environment}.azurewebsites.net",
+        "AZURE_STORAGE_ACCOUNT": "stabc",
+        "ACS_RESOURCE_ID": f"{SCOPE}/resourceGroups/{group}/providers/x/acs",
+        "IDENTITY_PRINCIPAL_ID": PRINCIPAL,
+        **more,
+    }
+
+
+@pytest.fixture
+def cloud(tmp_path: Path) -> Cloud:
+    """Yield an empty subscription, and a new repository."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    python = f'#!/bin/sh\nexec "{sys.executable}" -I -S '
+    commands = {"az": f'"{FAKES}/az.py" ', "gh": f'"{FAKES}/gh.py" ', "python3": ""}
+    for name, script in commands.items():
+        command = folder / name
+        command.write_text(f'{python}{script}"$@"\n')
+        command.chmod(0o755)
+    (tmp_path / "azure.json").write_text(
+        json.dumps(
+            {
+                "signed_in": True,
+                "subscription": SUBSCRIPTION,
+                "tenant": TENANT,
+                "groups": {},
+                "deployments": [],
+                "definitions": {name: [] for name in BUILT_IN},
+                "assignments": [],
+                "settings": {},
+                "apps": [],
+                "deleted": [],
+                "principals": {},
+                "tables": {},
+                "scm": "",
+            }
+        )
+    )
+    (tmp_path / "github.json").write_text(
+        json.dumps(
+            {
+                "signed_in": True,
+                "repository": "contoso/broker",
+                "claim": {
+                    "use_default": True,
+                    "use_immutable_subject": False,
+                    "sub_claim_prefix": "repo:contoso@12/broker@34",
+                },
+                "environments": [],
+                "variables": {},
+                "ids": {"users/ada": 7, "orgs/contoso/teams/operators": 8},
+            }
+        )
+    )
+    return Cloud(tmp_path)
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in INFRA.glob("*.sh")))
+class TestScript:
+    """What holds for each script."""
+
+    def test_help(self, cloud: Cloud, script: str) -> None:
+        """A script says what it does, and asks nobody for that."""
+        finished = cloud.script(script, "--help")
+        assert (0, "") == (finished.code, finished.err)
+        assert f"infra/{script}" in finished.out
+        assert [] == cloud.calls()
+
+    def test_old_bash(self, script: str) -> None:
+        """A Mac has bash 3.2, which knows neither these words nor an empty array."""
+        text = (INFRA / script).read_text()
+        assert text.startswith("#!/usr/bin/env bash\nset -euo pipefail\n")
+        assert not re.search(r"\b(mapfile|readarray|declare -A|local -n)\b|\[@\]|[,^]{2}\}", text)
+
+
+class TestOutputs:
+    """`infra/outputs.sh` finds the outputs of one environment, and of no other."""
+
+    def test_az(self, cloud: Cloud) -> None:
+        """After `az`, by the deployment's name; names are as in main.bicep."""
+        cloud.change(
+            "azure",
+            deployments=[
+                deployment("acs-token-broker-dev", "2026-11-01", outputs=outputs_of("dev")),
+                deployment("acs-token-broker-prod", "2026-11-02", outputs=outputs_of("prod")),
+            ],
+        )
+        finished = cloud.script("outputs.sh", "dev")
+        assert (0, "") == (finished.code, finished.err)
+        assert "export AZURE_RESOURCE_GROUP=rg-acs-token-broker-dev" in finished.out.splitlines()
+        assert len(outputs_of("dev")) == len(finished.out.splitlines())
+
+    def test_azd(self, cloud: Cloud) -> None:
+        """After `azd`, by its tags: the newest that succeeded, of this project's environment."""
+        ours = {"azd-env-name": "dev", "azd-project-name": "acs-token-broker"}
+        other = {"azd-env-name": "dev", "azd-project-name": "shop"}
+        old_azd = {"azd-env-name": "dev"}
+
+        def at(day: int, tags: dict[str, str], **more: Any) -> dict[str, Any]:
+            url = f"https://day-{day}.azurewebsites.net"
+            outputs = outputs_of(more.pop("group", "dev"), AZURE_FUNCTION_URL=url)
+            return deployment(f"dev-{day}", f"2026-11-0{day}", tags=tags, outputs=outputs, **more)
+
+        cloud.change(
+            "azure",
+            deployments=[
+                deployment("acs-token-broker-dev", "2026-11-01", outputs=outputs_of("dev")),
+                at(2, ours),
+                at(4, ours),
+                at(3, ours),
+                at(5, ours, state="Failed"),
+                at(6, other),
+                at(7, old_azd, group="shop-dev"),
+                at(8, {**ours, "azd-env-name": "prod"}),
+            ],
+        )
+        finished = cloud.script("outputs.sh", "AZURE_FUNCTION_URL", AZURE_ENV_NAME="dev")
+        assert (0, "https://day-4.azurewebsites.net\n") == (finished.code, finished.out)
+
+    def test_json(self, cloud: Cloud) -> None:
+        """Programs get JSON."""
+        records = [deployment("acs-token-broker-dev", "2026-11-01", outputs=outputs_of("dev"))]
+        cloud.change("azure", deployments=records)
+        finished = cloud.script("outputs.sh", "dev", "--json")
+        assert outputs_of("dev") == json.loads(finished.out)
+
+    def test_quoted(self, cloud: Cloud) -> None:
+        """What comes from Azure is a value and no command, whatever is in it."""
+        evil = 'a\'b "c" $(touch hacked) `touch hacked` \\ ;\ntouch hacked'
+        records = [
+            deployment("acs-token-broker-dev", "1", outputs=outputs_of("dev", TOKEN_URL=evil))
+        ]
+        cloud.change("azure", deployments=records)
+        command = 'eval "$(infra/outputs.sh dev)" && printf %s "$TOKEN_URL"'
+        assert evil == cloud.run("bash", "-c", command).out
+
+    def test_strange_name(self, cloud: Cloud) -> None:
+        """Nor is a name a command."""
+        outputs = outputs_of("dev", **{"X_;touch hacked;Y": "1"})
+        cloud.change(
+            "azure", deployments=[deployment("acs-token-broker-dev", "1", outputs=outputs)]
+        )
+        finished = cloud.script("outputs.sh", "dev")
+        assert 1 == finished.code
+        assert "touch" not in finished.out
+
+    def test_failure_is_noticed(self, cloud: Cloud) -> None:
+        """Variables of another environment do not outlive a failure, and `&&` does not go on."""
+        command = (
+            'eval "$(infra/outputs.sh staging)" && echo on; echo "${AZURE_RESOURCE_GROUP-none}"'
+        )
+        finished = cloud.run("bash", "-c", command, AZURE_RESOURCE_GROUP="rg-of-another")
+        assert "none\n" == finished.out
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            pytest.param(
+                ["staging"], "dev (Succeeded), gone (Succeeded), prod (Failed)", id="unknown"
+            ),
+            pytest.param(
+                ["prod"], "no deployment of an environment prod has succeeded", id="failed"
+            ),
+            pytest.param(["gone"], "the environment gone was taken down", id="taken down"),
+            pytest.param(["dev", "NO_SUCH"], "there is no output NO_SUCH", id="no such output"),
+            pytest.param([], "which environment?", id="none"),
+            pytest.param(["x' || true"], "not the name of an environment", id="no name"),
+            pytest.param(["shop"], "no deployment of an environment shop", id="another service's"),
+        ],
+    )
+    def test_errors(self, cloud: Cloud, arguments: list[str], said: str) -> None:
+        """What is wrong is said, and what there is."""
+        ours = {"azd-env-name": "gone", "azd-project-name": "acs-token-broker"}
+        cloud.change(
+            "azure",
+            deployments=[
+                deployment("acs-token-broker-dev", "1", outputs=outputs_of("dev")),
+                deployment("acs-token-broker-prod", "2", state="Failed"),
+                deployment("gone-1", "3", tags=ours, outputs=outputs_of("gone")),
+                deployment("gone-2", "4", tags=ours),
+                deployment("shop-1", "5", tags={"azd-env-name": "shop"}, outputs={"SHOP_URL": "u"}),
+            ],
+        )
+        finished = cloud.script("outputs.sh", *arguments)
+        assert 1 == finished.code
+        assert said in finished.err
+
+    def test_not_signed_in(self, cloud: Cloud) -> None:
+        """Without `az login` nothing is found, and it says why."""
+        cloud.change("azure", signed_in=False)
+        finished = cloud.script("outputs.sh", "dev", "--json")
+        assert (1, "") == (finished.code, finished.out)
+        assert "az login" in finished.err
+
+
+class TestRoles:
+    """`infra/roles.sh` gives what deploying takes, and no more."""
+
+    def test_deployer(self, cloud: Cloud) -> None:
+        """A deployer may write resources and locks, and give the roles of the templates."""
+        assert 0 == cloud.script("roles.sh", "deployer", PRINCIPAL).code
+        azure = cloud.state("azure")
+        locks = f"ACS token broker locks ({SUBSCRIPTION})"
+        given = {each["role"]: each["condition"] for each in azure["assignments"]}
+        assert {"Contributor", locks, "Role Based Access Control Administrator"} == set(given)
+        assert {SCOPE} == {each["scope"] for each in azure["assignments"]}
+        assert {"Microsoft.Authorization/locks"} == {
+            action.rpartition("/")[0] for action in azure["definitions"][locks]
+        }
+        condition = given["Role Based Access Control Administrator"]
+        assert None is given["Contributor"] is given[locks]
+        for action, source in (("write", "@Request"), ("delete", "@Resource")):
+            assert f"roleAssignments/{action}'}})) OR ({source}[" in condition
+        assert condition.count("(") == condition.count(")")
+
+    def test_reader(self, cloud: Cloud) -> None:
+        """A reader writes nothing."""
+        assert 0 == cloud.script("roles.sh", "reader", PRINCIPAL, "--type", "Group").code
+        azure = cloud.state("azure")
+        what_if = f"ACS token broker what-if ({SUBSCRIPTION})"
+        assert {"Reader", what_if} == {each["role"] for each in azure["assignments"]}
+        assert {"validate", "whatIf"} == {
+            re.fullmatch(r"Microsoft\.Resources/deployments/(\w+)/action", action)[1]  # type: ignore[index]
+            for action in azure["definitions"][what_if]
+        }
+
+    @pytest.mark.parametrize("kind", ["deployer", "reader"])
+    def test_twice(self, cloud: Cloud, kind: str) -> None:
+        """A second run finds everything done."""
+        cloud.script("roles.sh", kind, PRINCIPAL)
+        assert [] != cloud.changes()
+        assert (0, "", "") == tuple_of(cloud.script("roles.sh", kind, PRINCIPAL))
+        assert [] == cloud.changes()
+
+    def test_narrowed(self, cloud: Cloud) -> None:
+        """A role that was given without the condition, or with an older one, gets this one."""
+        role = "Role Based Access Control Administrator"
+        old = {"id": "old", "scope": SCOPE, "principal": PRINCIPAL, "role": role, "condition": None}
+        cloud.change("azure", assignments=[old])
+        assert 0 == cloud.script("roles.sh", "deployer", PRINCIPAL).code
+        (new,) = (each for each in cloud.state("azure")["assignments"] if each["role"] == role)
+        assert "GuidEquals" in new["condition"]
+
+    def test_redefined(self, cloud: Cloud) -> None:
+        """A custom role of an earlier version gets the actions of this one."""
+        name = f"ACS token broker locks ({SUBSCRIPTION})"
+        definitions = {**cloud.state("azure")["definitions"], name: ["Microsoft.Authorization/*"]}
+        cloud.change("azure", definitions=definitions)
+        assert 0 == cloud.script("roles.sh", "deployer", PRINCIPAL).code
+        assert ["Microsoft.Authorization/*"] != cloud.state("azure")["definitions"][name]
+
+    def test_not_signed_in(self, cloud: Cloud) -> None:
+        """Without `az login` it stops at once."""
+        cloud.change("azure", signed_in=False)
+        finished = cloud.script("roles.sh", "reader", PRINCIPAL)
+        assert 1 == finished.code
+        assert "az login" in finished.err
+
+
+def tuple_of(finished: Finished) -> tuple[int, str, str]:
+    """Return all that a script did."""
+    return finished.code, finished.out, finished.err
+
+
+class TestGithub:
+    """`infra/github.sh` lets a repository deploy."""
+
+    VARIABLES = {  # noqa: RUF012 - nothing changes it
+        "AZURE_LOCATION": "swedencentral",
+        "ENTRA_CLIENT_ID": CLIENT_ID,
+        "ALERT_EMAILS": "ops@contoso.com",
+    }
+
+    def run(self, cloud: Cloud, *arguments: str) -> Finished:
+        """Run the script with the variables that it hands on."""
+        return cloud.script("github.sh", *arguments, **self.VARIABLES)
+
+    def test_new_repository(self, cloud: Cloud) -> None:
+        """A new repository has all that the workflow needs afterwards."""
+        finished = self.run(cloud, "--reviewer", "ada", "--reviewer", "contoso/operators")
+        assert (0, "") == (finished.code, finished.err)
+        azure, github = cloud.state("azure"), cloud.state("github")
+        reader, deployer = azure["apps"]
+        subject = "repo:contoso@12/broker@34"
+        assert {"pull-requests": f"{subject}:pull_request"} == reader["credentials"]
+        assert {"production": f"{subject}:environment:production"} == deployer["credentials"]
+        roles = {
+            app["appId"]: {
+                each["role"]
+                for each in azure["assignments"]
+                if each["principal"] == azure["principals"][app["appId"]]
+            }
+            for app in azure["apps"]
+        }
+        assert "Reader" in roles[reader["appId"]]
+        assert "Contributor" not in roles[reader["appId"]]
+        assert "Contributor" in roles[deployer["appId"]]
+        (environment,) = github["environments"]
+        assert ["main"] == environment["branches"]
+        (rule,) = environment["protection_rules"]
+        assert [7, 8] == [each["reviewer"]["id"] for each in rule["reviewers"]]
+        assert {
+            "": {
+                "AZURE_CLIENT_ID": reader["appId"],
+                "AZURE_TENANT_ID": TENANT,
+                "AZURE_SUBSCRIPTION_ID": SUBSCRIPTION,
+                **self.VARIABLES,
+            },
+            "production": {"AZURE_CLIENT_ID": deployer["appId"]},
+        } == github["variables"]
+
+    def test_twice(self, cloud: Cloud) -> None:
+        """A second run makes nothing, and changes nothing."""
+        self.run(cloud, "--reviewer", "ada")
+        assert [] != cloud.changes()
+        finished = self.run(cloud, "--reviewer", "ada")
+        assert (0, "") == (finished.code, finished.err)
+        assert [] == cloud.changes()
+        assert [finished.out] == re.findall(r"^Done: .*\n", finished.out)
+
+    def test_dry_run(self, cloud: Cloud) -> None:
+        """A dry run makes no call that changes something, and prints those that a run makes."""
+        before = cloud.state("azure"), cloud.state("github")
+        finished = self.run(cloud, "--reviewer", "ada", "--dry-run")
+        assert (0, "") == (finished.code, finished.err)
+        assert [] == cloud.changes()
+        assert before == (cloud.state("azure"), cloud.state("github"))
+        announced = [
+            shlex.split(line)[1:] for line in re.findall(r"^\+.*", finished.out, re.MULTILINE)
+        ]
+        self.run(cloud, "--reviewer", "ada")
+        made = [shlex.split(line) for line in cloud.changes()]
+        assert [call[:4] for call in made] == [call[:4] for call in announced]
+
+    def test_old_repository(self, cloud: Cloud) -> None:
+        """Where GitHub names no prefix, the subject is of names alone."""
+        cloud.change("github", claim={"use_default": True})
+        assert 0 == self.run(cloud).code
+        assert "repo:contoso/broker:pull_request" in str(cloud.state("azure")["apps"][0])
+
+    def test_renamed(self, cloud: Cloud) -> None:
+        """A repository that sends another subject than last time gets its credentials changed."""
+        self.run(cloud)
+        cloud.change("github", claim={"use_default": True, "sub_claim_prefix": "repo:c@12/b@34"})
+        cloud.changes()
+        assert 0 == self.run(cloud).code
+        assert 2 == len(cloud.changes())
+        assert {"pull-requests": "repo:c@12/b@34:pull_request"} == cloud.state("azure")["apps"][0][
+            "credentials"
+        ]
+
+    def test_customised_subject(self, cloud: Cloud) -> None:
+        """A subject that the repository made up is not guessed."""
+        cloud.change(
+            "github", claim={"use_default": False, "include_claim_keys": ["repo", "actor"]}
+        )
+        finished = self.run(cloud)
+        assert 1 == finished.code
+        assert "--subject-prefix" in finished.err
+        assert [] == cloud.changes()
+        assert 0 == self.run(cloud, "--subject-prefix", "repository_id:34").code
+        assert "repository_id:34:pull_request" in str(cloud.state("azure")["apps"][0])
+
+    def test_keeps_the_environment(self, cloud: Cloud) -> None:
+        """What is set on an environment already stays; only what is missing is added."""
+        protected = {"protected_branches": True, "custom_branch_policies": False}
+        review = {
+            "type": "required_reviewers",
+            "prevent_self_review": True,
+            "reviewers": [{"type": "User", "reviewer": {"id": 99}}],
+        }
+        environment = {
+            "name": "production",
+            "branches": [],
+            "protection_rules": [review, {"type": "wait_timer", "wait_timer": 30}],
+            "deployment_branch_policy": protected,
+        }
+        cloud.change("github", environments=[environment])
+        assert 0 == self.run(cloud, "--reviewer", "ada").code
+        (after,) = cloud.state("github")["environments"]
+        first, timer = after["protection_rules"]
+        assert [99, 7] == [each["reviewer"]["id"] for each in first["reviewers"]]
+        assert (True, 30) == (first["prevent_self_review"], timer["wait_timer"])
+        assert after["deployment_branch_policy"]["custom_branch_policies"]
+        assert ["main"] == after["branches"]
+
+    def test_ambiguous(self, cloud: Cloud) -> None:
+        """Where two registrations have the name, neither is chosen."""
+        app = {"displayName": "acs-token-broker reader (contoso/broker)", "credentials": {}}
+        apps = [{**app, "id": f"id-{n}", "appId": f"app-{n}"} for n in (1, 2)]
+        cloud.change("azure", apps=apps)
+        finished = self.run(cloud)
+        assert 1 == finished.code
+        assert "several registrations" in finished.err
+
+    @pytest.mark.parametrize(("of", "said"), [("azure", "az login"), ("github", "gh auth login")])
+    def test_not_signed_in(self, cloud: Cloud, of: str, said: str) -> None:
+        """Somebody who is not signed in is told where to."""
+        cloud.change(of, signed_in=False)
+        finished = self.run(cloud)
+        assert 1 == finished.code
+        assert said in finished.err
+        assert [] == cloud.changes()
+
+    def test_no_variables(self, cloud: Cloud) -> None:
+        """What it hands on must be set."""
+        finished = cloud.script("github.sh", ENTRA_CLIENT_ID=CLIENT_ID)
+        assert 1 == finished.code
+        assert "set AZURE_LOCATION" in finished.err
+
+
+class TestTeardown:
+    """`infra/teardown.sh` deletes one environment, with all that holds a name."""
+
+    GROUP = "rg-acs-token-broker-dev"
+
+    @pytest.fixture
+    def stands(self, cloud: Cloud) -> Cloud:
+        """Return a subscription where dev and prod stand, on an ACS resource of another group."""
+
+        def group(environment: str) -> dict[str, Any]:
+            return {
+                "tag": environment,
+                "locks": [f"lock-{environment}-1", f"lock-{environment}-2"],
+                "workspaces": [f"log-{environment}"],
+                "resources": [f"Microsoft.Web/sites func-{environment}"],
+            }
+
+        registered = {"id": "object-1", "appId": CLIENT_ID, "displayName": "x", "credentials": {}}
+        role = {"scope": ELSEWHERE, "role": "Owner of ACS", "condition": None}
+        cloud.change(
+            "azure",
+            groups={f"rg-acs-token-broker-{name}": group(name) for name in ("dev", "prod")},
+            deployments=[
+                deployment(
+                    f"acs-token-broker-{name}",
+                    "1",
+                    outputs=outputs_of(
+                        name, ACS_RESOURCE_ID=ELSEWHERE, IDENTITY_PRINCIPAL_ID=f"id-{name}"
+                    ),
+                )
+                for name in ("dev", "prod")
+            ],
+            assignments=[
+                {**role, "id": "on-acs-dev", "principal": "id-dev"},
+                {**role, "id": "on-acs-prod", "principal": "id-prod"},
+                {**role, "id": "of-registration", "principal": PRINCIPAL, "scope": SCOPE},
+            ],
+            settings={ELSEWHERE: ["func-dev", "func-prod"]},
+            apps=[registered],
+            principals={CLIENT_ID: PRINCIPAL},
+        )
+        return cloud
+
+    def test_deletes(self, stands: Cloud) -> None:
+        """Locks go first, then what stands elsewhere, the group, and the records of deployments."""
+        finished = stands.script("teardown.sh", "dev", "--yes", "dev")
+        assert (0, "") == (finished.code, finished.err)
+        assert [
+            "az lock delete --ids lock-dev-1",
+            "az lock delete --ids lock-dev-2",
+            "az role assignment delete --ids on-acs-dev",
+            f"az monitor diagnostic-settings delete --resource {ELSEWHERE} --name func-dev",
+            f"az group delete --name {self.GROUP} --yes",
+            "az deployment sub delete --name acs-token-broker-dev",
+        ] == stands.changes()
+
+    def test_nothing_else(self, stands: Cloud) -> None:
+        """The other environment and the registration stay as they are."""
+        before = stands.state("azure")
+        stands.script("teardown.sh", "dev", "--yes", "dev")
+        after = stands.state("azure")
+        assert {"rg-acs-token-broker-prod": before["groups"]["rg-acs-token-broker-prod"]} == after[
+            "groups"
+        ]
+        assert {ELSEWHERE: ["func-prod"]} == after["settings"]
+        assert ["on-acs-prod", "of-registration"] == [each["id"] for each in after["assignments"]]
+        assert ["acs-token-broker-prod"] == [each["name"] for each in after["deployments"]]
+        assert before["apps"] == after["apps"]
+        assert 1 == stands.script("outputs.sh", "dev").code
+        assert 0 == stands.script("outputs.sh", "prod").code
+
+    def test_twice(self, stands: Cloud) -> None:
+        """A second run has nothing to do."""
+        stands.script("teardown.sh", "dev", "--yes", "dev", "--registration", CLIENT_ID)
+        stands.changes()
+        finished = stands.script("teardown.sh", "dev", "--yes", "dev", "--registration", CLIENT_ID)
+        assert (0, "") == (finished.code, finished.err)
+        assert [] == stands.changes()
+
+    def test_registration(self, stands: Cloud) -> None:
+        """A registration is deleted twice, which frees its name, and its roles before it."""
+        finished = stands.script("teardown.sh", "dev", "--yes", "dev", "--registration", CLIENT_ID)
+        assert (0, "") == (finished.code, finished.err)
+        deleted = "https://graph.microsoft.com/v1.0/directory/deletedItems/object-1"
+        assert [
+            "az role assignment delete --ids of-registration",
+            "az ad app delete --id object-1",
+            f"az rest --method DELETE --url {deleted}",
+        ] == stands.changes()[-3:]
+        assert ([], []) == (stands.state("azure")["apps"], stands.state("azure")["deleted"])
+
+    def test_half_deleted_registration(self, stands: Cloud) -> None:
+        """A registration that was deleted only once is found, and its name freed."""
+        stands.change(
+            "azure", apps=[], principals={}, deleted=[{"id": "object-1", "appId": CLIENT_ID}]
+        )
+        finished = stands.script("teardown.sh", "dev", "--yes", "dev", "--registration", CLIENT_ID)
+        assert 0 == finished.code
+        assert [] == stands.state("azure")["deleted"]
+
+    def test_purge_logs(self, stands: Cloud) -> None:
+        """Logs are deleted for good only when asked, before their group is gone."""
+        stands.script("teardown.sh", "dev", "--yes", "dev", "--purge-logs")
+        commands = stands.changes()
+        (purge,) = (command for command in commands if "log-analytics" in command)
+        assert purge.endswith("--workspace-name log-dev --force true --yes")
+        assert commands.index(purge) < commands.index(f"az group delete --name {self.GROUP} --yes")
+
+    def test_dry_run(self, stands: Cloud) -> None:
+        """A dry run prints the calls of a run, and makes none of them."""
+        finished = stands.script("teardown.sh", "dev", "--dry-run", "--registration", CLIENT_ID)
+        assert (0, "") == (finished.code, finished.err)
+        assert [] == stands.changes()
+        announced = [line[2:] for line in finished.out.splitlines() if line.startswith("+")]
+        stands.script("teardown.sh", "dev", "--yes", "dev", "--registration", CLIENT_ID)
+        assert stands.changes() == announced
+
+    def test_shows(self, stands: Cloud) -> None:
+        """All that will be deleted is shown before anybody is asked."""
+        finished = stands.script("teardown.sh", "dev")
+        assert 1 == finished.code
+        for shown in ("func-dev", "lock-dev-1", "on-acs-dev", "acs-token-broker-dev", SUBSCRIPTION):
+            assert shown in finished.out
+        assert "--yes dev" in finished.err  # Nobody sits at the terminal.
+        assert [] == stands.changes()
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            pytest.param(["dev", "--yes", "prod"], "does not name dev", id="other name"),
+            pytest.param(["dev", "prod", "--yes", "dev"], "one environment at a time", id="two"),
+            pytest.param(["dev", "--registration", "name"], "not a client id", id="no client id"),
+            pytest.param(["shop", "--yes", "shop"], "was not made by infra/main.bicep", id="tag"),
+        ],
+    )
+    def test_refuses(self, stands: Cloud, arguments: list[str], said: str) -> None:
+        """What is not clear is not done."""
+        groups = stands.state("azure")["groups"]
+        other = {"tag": "other", "locks": [], "workspaces": [], "resources": []}
+        stands.change("azure", groups={**groups, "rg-acs-token-broker-shop": other})
+        finished = stands.script("teardown.sh", *arguments)
+        assert 1 == finished.code
+        assert said in finished.err
+        assert [] == stands.changes()
+
+    def test_without_outputs(self, stands: Cloud) -> None:
+        """An environment that never deployed fully is taken down, and what is left is said."""
+        stands.change(
+            "azure", deployments=[deployment("acs-token-broker-dev", "1", state="Failed")]
+        )
+        finished = stands.script("teardown.sh", "dev", "--yes", "dev")
+        assert 0 == finished.code
+        assert "another group is left" in finished.err
+        assert self.GROUP not in stands.state("azure")["groups"]
+        assert [] == stands.state("azure")["deployments"]
+
+    def test_azd(self, stands: Cloud) -> None:
+        """What `azd` deployed is found by its tags; another project's stays."""
+        ours = {"azd-env-name": "dev", "azd-project-name": "acs-token-broker"}
+        stands.change(
+            "azure",
+            deployments=[
+                deployment("dev-1", "1", tags=ours, outputs=outputs_of("dev")),
+                deployment("dev-2", "2", tags={**ours, "azd-project-name": "shop"}),
+            ],
+        )
+        assert 0 == stands.script("teardown.sh", "dev", "--yes", "dev").code
+        assert ["dev-2"] == [each["name"] for each in stands.state("azure")["deployments"]]
+
+
+def test_export(cloud: Cloud, tmp_path: Path) -> None:
+    """All rows of all tables are written, from all pages, and nobody else may read them."""
+    pages = [[{"RowKey": "a"}, {"RowKey": "b"}], [{"RowKey": "c"}], [{"RowKey": "d"}]]
+    cloud.change(
+        "azure",
+        deployments=[deployment("acs-token-broker-dev", "1", outputs=outputs_of("dev"))],
+        tables={"IdentityMappings": pages, "IdentityMappingsOrphans": [[]]},
+    )
+    finished = cloud.run(sys.executable, str(INFRA / "export.py"), "dev", str(tmp_path / "out"))
+    assert (0, "") == (finished.code, finished.err)
+    rows = (tmp_path / "out/IdentityMappings.jsonl").read_text().splitlines()
+    assert [row for page in pages for row in page] == [json.loads(row) for row in rows]
+    assert "" == (tmp_path / "out/IdentityMappingsOrphans.jsonl").read_text()
+    assert 0 == (tmp_path / "out/IdentityMappings.jsonl").stat().st_mode & 0o077
+
+
+def test_export_fails(cloud: Cloud, tmp_path: Path) -> None:
+    """Without an environment there is nothing to export."""
+    finished = cloud.run(sys.executable, str(INFRA / "export.py"), "dev", str(tmp_path / "out"))
+    assert 1 == finished.code
+    assert "not exported" in finished.err
