@@ -95,15 +95,14 @@ def publish(environment: str, package: bytes, deadline: float) -> None:
         *("--resource-type", "Microsoft.Web/sites", "--output", "tsv", "--query"),
         "properties.hostNameSslStates[?hostType=='Repository'].name | [0]",
     )
-    audience = ask(
-        *("az", "cloud", "show", "--query", "endpoints.appServiceResourceId", "--output", "tsv")
-    )
     digest = hashlib.sha256(package).hexdigest()
     say(f"{len(package) / 1_000_000:.1f} MB, sha256 {digest}, to {app}")
     while True:
+        # The token that azd and Core Tools send, too. The Azure CLI has it already: for another,
+        # ten minutes into a workflow, it lacks a fresh one of GitHub's
+        # (https://github.com/Azure/login/issues/372).
         token = ask(
-            *("az", "account", "get-access-token", "--resource", audience),
-            *("--query", "accessToken", "--output", "tsv"),
+            "az", "account", "get-access-token", "--query", "accessToken", "--output", "tsv"
         )
         try:
             Endpoint(host, token).publish(package, deadline)

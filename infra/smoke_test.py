@@ -3,8 +3,9 @@
     python3 infra/smoke_test.py https://func-prod-abc.azurewebsites.net
 
 It asks whether the service is up and ready, and whether a call without a token and calls with
-forged ones are refused as the contract says. A new deployment is given time: roles take minutes to
-reach every part of Azure. Exit code 0: all is well; 1: something is not; 2: wrong arguments.
+forged ones are refused as the contract says. A new deployment is given time: roles take up to ten
+minutes to reach every part of Azure. Exit code 0: all is well; 1: something is not; 2: wrong
+arguments.
 """  # noqa: INP001 - a script that is run by its path
 
 from __future__ import annotations
@@ -26,8 +27,13 @@ if TYPE_CHECKING:
 REQUEST_SECONDS = 30  # A cold start is in it.
 PAUSE_SECONDS = 5
 LOOPBACK_HOSTS = {"127.0.0.1", "localhost"}
-OK, UNAUTHORIZED, SERVER_ERRORS = 200, 401, range(500, 600)
+OK, UNAUTHORIZED, NOT_FOUND, SERVER_ERRORS = 200, 401, 404, range(500, 600)
 PROBLEM = "application/problem+json"
+NO_FUNCTION = """
+The host runs, but knows no function. Either nothing is published, or what is published cannot be
+imported, as when Azure built it with another Python than the app's: publish what infra/package.py
+builds, with infra/publish.py.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,19 +138,21 @@ def ask(url: str, path: str, token: str | None) -> Answer:
         connection.close()
 
 
-def problems_until(url: str, check: Check, deadline: float) -> list[str]:
-    """Return what is wrong; what may pass (no answer, 404, 5xx) is asked again until a time."""
+def problems_until(url: str, check: Check, deadline: float) -> tuple[list[str], int | None]:
+    """Return what is wrong, and the status; what may pass is asked again until a time."""
     while True:
+        status = None
         try:
             answer = ask(url, check.path, check.token)
         except (OSError, http.client.HTTPException) as exc:
             found, may_pass = [f"no answer: {type(exc).__name__}: {exc}"], True
         else:
+            status = answer.status
             # Where no code has arrived yet, the host knows no function and says 404.
-            may_pass = answer.status in SERVER_ERRORS or answer.status == http.HTTPStatus.NOT_FOUND
+            may_pass = status in SERVER_ERRORS or status == NOT_FOUND
             found = check.problems(answer)
         if not (found and may_pass) or time.monotonic() >= deadline:
-            return found
+            return found, status
         time.sleep(PAUSE_SECONDS)
 
 
@@ -157,7 +165,7 @@ def main() -> int:
     parser.add_argument(
         "--wait",
         type=float,
-        default=300,
+        default=600,
         metavar="SECONDS",
         help="how long to wait in all for a service that is not up yet (default: %(default)s)",
     )
@@ -169,11 +177,15 @@ def main() -> int:
         parser.error("the URL is not https")
     deadline = time.monotonic() + arguments.wait
     failed = False
+    statuses = set()
     for check in checks():
-        found = problems_until(url.geturl(), check, deadline)
+        found, status = problems_until(url.geturl(), check, deadline)
         failed = failed or bool(found)
+        statuses.add(status)
         sys.stdout.write(f"{'FAILED' if found else 'ok':<8}{check.title}\n")
         sys.stdout.writelines(f"        {problem}\n" for problem in found)
+    if statuses == {NOT_FOUND}:
+        sys.stdout.write(NO_FUNCTION)
     return int(failed)
 
 

@@ -28,8 +28,7 @@ case "$*" in
   "deployment sub list "*) cat "$0.deployments" ;;
   "deployment sub show "*) cat "$0.outputs" ;;
   "resource show --resource-group rg-acs-token-broker-dev --name func-dev "*) cat "$0.host" ;;
-  "cloud show "*) echo https://appservice.example ;;
-  "account get-access-token --resource https://appservice.example "*) echo the-token ;;
+  "account get-access-token --query accessToken "*) echo the-token ;;
   *) exit 1 ;;
 esac
 """

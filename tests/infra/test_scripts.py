@@ -32,9 +32,7 @@ BUILT_IN = [
     "Role Based Access Control Administrator",
 ]
 # The commands that change nothing; the last words of a command say which one it is.
-READS = re.compile(
-    r"az( [\w-]+)* (list|show|exists|get-access-token|query)|gh (auth|repo|variable list)"
-)
+READS = re.compile(r"az( [\w-]+)* (list|show|exists|query)|gh (auth|repo|variable list)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +157,6 @@ def cloud(tmp_path: Path) -> Cloud:
                 "deleted": [],
                 "principals": {},
                 "tables": {},
-                "scm": "",
             }
         )
     )

@@ -134,6 +134,18 @@ async def test_bad(changes: dict[str, Handler], problem: str) -> None:
     assert problem in out
 
 
+async def test_no_function() -> None:
+    """A host that answers 404 to everything, and only such a one, is said to know no function."""
+    async with serve(web.Application()) as url:
+        code, out, _ = await run(url, "--wait", "0")
+    assert 1 == code
+    assert "knows no function" in out
+    assert "infra/package.py" in out
+    async with serve(broker(health=says_nothing)) as url:
+        _, out, _ = await run(url, "--wait", "0")
+    assert "knows no function" not in out
+
+
 async def test_waits() -> None:
     """A service that becomes ready while it is asked passes."""
     asked = 0
