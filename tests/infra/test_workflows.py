@@ -16,9 +16,9 @@ MAY_WRITE = {"id-token", "security-events"}
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return a workflow; YAML 1.1 takes its key `on` for True."""
-    document: dict[str, Any] = yaml.safe_load(path.read_text())
-    return document
+    """Return a workflow. YAML 1.1 takes its key `on` for True."""
+    document: dict[Any, Any] = yaml.safe_load(path.read_text())
+    return {"on" if key is True else key: value for key, value in document.items()}
 
 
 each_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
@@ -35,7 +35,7 @@ class TestWorkflow:
 
     def test_pinned(self, path: Path) -> None:
         """Every action is one commit, and the comment says of which version."""
-        used = re.findall(r"uses: (.*)", path.read_text())
+        used = re.findall(r"uses: (?!\./)(.*)", path.read_text())
         assert used
         for action in used:
             assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action), action
@@ -47,7 +47,7 @@ class TestWorkflow:
         for job in workflow["jobs"].values():
             may_write = {name for name, how in job.get("permissions", {}).items() if how != "read"}
             assert may_write <= MAY_WRITE
-            assert job["timeout-minutes"] <= 60
+            assert "uses" in job or job["timeout-minutes"] <= 60
 
     def test_no_secret(self, path: Path) -> None:
         """No workflow reads a secret: Azure is opened by GitHub's own token."""
@@ -56,7 +56,7 @@ class TestWorkflow:
     def test_no_injection(self, path: Path) -> None:
         """What others write (titles, branches) never becomes part of a script."""
         for job in read(path)["jobs"].values():
-            for step in job["steps"]:
+            for step in job.get("steps", []):
                 assert "${{" not in step.get("run", "")
 
     def test_paths(self, path: Path) -> None:
@@ -73,8 +73,13 @@ def test_ci() -> None:
     jobs = read(ROOT / ".github/workflows/ci.yml")["jobs"]
     assert ["3.11", "3.12", "3.13"] == jobs["python"]["strategy"]["matrix"]["python"]
     steps = " ".join(step.get("run", "") for job in jobs.values() for step in job["steps"])
-    for command in ("make lint", "make test", "az bicep build", "bicep lint"):
+    for command in ("make lint", "make test", "make package", "az bicep build", "bicep lint"):
         assert command in steps
+
+
+def steps_of(job: dict[str, Any]) -> str:
+    """Return what a job runs."""
+    return " ".join(step.get("run", "") for step in job["steps"])
 
 
 def test_deploy() -> None:
@@ -85,6 +90,58 @@ def test_deploy() -> None:
     assert "head.repo.full_name == github.repository" in jobs["what-if"]["if"]
 
 
+def test_deploy_waits_for_ci() -> None:
+    """What is deployed has passed everything, in the same run; nothing else runs for main."""
+    deploy = read(ROOT / ".github/workflows/deploy.yml")
+    ci = read(ROOT / ".github/workflows/ci.yml")
+    assert "ci" == deploy["jobs"]["deploy"]["needs"]
+    assert "./.github/workflows/ci.yml" == deploy["jobs"]["ci"]["uses"]
+    assert {"pull_request", "workflow_dispatch", "workflow_call"} == set(ci["on"])
+    wanted = [job.get("permissions", {}) for job in ci["jobs"].values()]
+    given = deploy["jobs"]["ci"]["permissions"]
+    assert all(job.items() <= given.items() for job in wanted)
+
+
+def test_one_package() -> None:
+    """The package is built once, with Azure's Python, and deployed by its digest."""
+    ci = read(ROOT / ".github/workflows/ci.yml")
+    deploy = read(ROOT / ".github/workflows/deploy.yml")["jobs"]["deploy"]
+    (python,) = (
+        step["with"]["python-version"]
+        for step in ci["jobs"]["package"]["steps"]
+        if "setup-python" in step.get("uses", "")
+    )
+    assert f"version: '{python}'" in (ROOT / "infra/modules/app.bicep").read_text()
+    assert (
+        "${{ jobs.package.outputs.sha256 }}"
+        == ci["on"]["workflow_call"]["outputs"]["sha256"]["value"]
+    )
+    (check,) = (step for step in deploy["steps"] if "sha256sum --check" in step.get("run", ""))
+    assert {"SHA256": "${{ needs.ci.outputs.sha256 }}"} == check["env"]
+    assert "infra/publish.py" in steps_of(deploy)
+    assert "make package" not in steps_of(deploy)
+    assert "infra/package.py" not in steps_of(deploy)
+
+
+def test_deploy_ends() -> None:
+    """No step that asks Azure can use up the job's time alone."""
+    jobs = read(ROOT / ".github/workflows/deploy.yml")["jobs"]
+    for job in (jobs["what-if"], jobs["deploy"]):
+        steps = [step for step in job["steps"] if re.search(r"\baz |infra/", step.get("run", ""))]
+        assert steps
+        assert sum(step["timeout-minutes"] for step in steps) < job["timeout-minutes"]
+
+
+def test_deployment_name() -> None:
+    """Each environment's deployment has a name of its own, which infra/outputs.sh looks for."""
+    workflow = read(ROOT / ".github/workflows/deploy.yml")
+    parameters = (ROOT / workflow["env"]["PARAMETERS"]).read_text()
+    name = workflow["env"]["AZURE_ENV_NAME"]
+    assert f"param environmentName = '{name}'\n" in parameters
+    assert '--name "acs-token-broker-$AZURE_ENV_NAME"' in steps_of(workflow["jobs"]["deploy"])
+    assert 'startswith("acs-token-broker-")' in (ROOT / "infra/outputs.sh").read_text()
+
+
 def test_deploy_knows_the_variables() -> None:
     """The workflow hands on each environment variable that the parameter files read."""
     handed_on = read(ROOT / ".github/workflows/deploy.yml")["env"]
@@ -93,10 +150,15 @@ def test_deploy_knows_the_variables() -> None:
 
 
 def test_azd() -> None:
-    """`azd` finds the template, the app's tag and its code."""
+    """`azd` finds the template and the app's tag, and deploys the package without a build."""
     azd = read(ROOT / "azure.yaml")
     template = ROOT / azd["infra"]["path"] / f"{azd['infra']['module']}.bicep"
     assert template.is_file()
     assert {"api"} == set(azd["services"])
     assert "'azd-service-name': 'api'" in (ROOT / "infra/modules/app.bicep").read_text()
-    assert (ROOT / azd["services"]["api"]["project"] / "host.json").is_file()
+    service = azd["services"]["api"]
+    assert ("dist/app", False) == (service["dist"], service["remoteBuild"])
+    hooks = service["hooks"]["prepackage"]
+    assert all("infra/package.py" in hook["run"] for hook in hooks.values())
+    # infra/outputs.sh tells this project's deployments from others by its name.
+    assert f'"{azd["name"]}"' in (ROOT / "infra/outputs.sh").read_text()
