@@ -49,7 +49,7 @@ format: setup  ## Put the code into form.
 
 .PHONY: package
 package:  ## Build what is published to Azure: dist/app.zip, for Python 3.13 on Linux.
-	@$(or $(PYTHON_3_13),$(PYTHON)) infra/package.py
+	@$(PYTHON) infra/package.py
 
 # Extras stay in the lock: pip before 23.3, which Python 3.11 and 3.12 bring, takes `coverage[toml]`
 # for something that `coverage==7.17.3` does not pin (pypa/pip#9644).

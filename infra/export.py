@@ -16,6 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 OUTPUTS = Path(__file__).resolve().with_name("outputs.sh")
 COMMAND_SECONDS = 300
@@ -58,7 +59,8 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args()
     try:
-        account = ask(str(OUTPUTS), arguments.environment, "--json")["AZURE_STORAGE_ACCOUNT"]
+        endpoint = ask(str(OUTPUTS), arguments.environment, "--json")["MAPPINGS_TABLE_ENDPOINT"]
+        account = (urlsplit(endpoint).hostname or "").partition(".")[0]
         login = ["--account-name", account, "--auth-mode", "login", "--output", "json"]
         arguments.folder.mkdir(parents=True, exist_ok=True)
         for table in ask("az", "storage", "table", "list", *login):

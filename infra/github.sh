@@ -17,8 +17,9 @@ GitHub's own token opens, their roles in Azure, and the variables of .github/wor
                       before :environment:... in it
     --dry-run         print each call that changes something, and make none
 
-The variables are those of this shell: AZURE_LOCATION and ENTRA_CLIENT_ID, and where they are set
-ENTRA_APPLICATION_ID_URI, ENTRA_TENANT_IDS, ALLOWED_ORIGINS and ALERT_EMAILS.
+The variables are those of this shell that infra/production.bicepparam reads: AZURE_LOCATION and
+ENTRA_CLIENT_ID, and where they are set the others, such as ENTRA_APPLICATION_ID_URI, ENTRA_TENANT_IDS,
+ALLOWED_ORIGINS and ALERT_EMAILS.
 
 Sign in first with `az login` (Owner or User Access Administrator on the subscription, and in Entra
 Application Developer) and `gh auth login` (admin of the repository). A second run changes nothing
@@ -215,7 +216,8 @@ print(*(each["value"] for each in json.load(sys.stdin) if each["name"] == sys.ar
 
 variable "" AZURE_TENANT_ID "$TENANT"
 variable "" AZURE_SUBSCRIPTION_ID "$SUBSCRIPTION"
-for name in AZURE_LOCATION ENTRA_CLIENT_ID ENTRA_APPLICATION_ID_URI ENTRA_TENANT_IDS ALLOWED_ORIGINS ALERT_EMAILS; do
+NAMES=$(sed -n "s/.*readEnvironmentVariable('\([A-Z_]*\)'.*/\1/p" "$HERE/production.bicepparam")
+for name in $NAMES; do
   if [ -n "${!name:-}" ]; then variable "" "$name" "${!name}"; fi
 done
 variable "$ENVIRONMENT" AZURE_CLIENT_ID "$DEPLOYER"

@@ -62,7 +62,7 @@ for deployment in json.load(sys.stdin):
     by_azd = ours and tags.get("azd-env-name")
     if environment in (by_az, by_azd) and deployment["state"] == "Succeeded":
         found.append((deployment["time"], name))
-    if by_az or "azd-project-name" in tags and by_azd:
+    if name != "acs-token-broker-entra" and (by_az or "azd-project-name" in tags and by_azd):
         known.add("%s (%s)" % (by_azd or by_az, deployment["state"]))
 print(*(name for _, name in sorted(found, reverse=True)))
 print(*sorted(known), sep=", ")

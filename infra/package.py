@@ -167,26 +167,42 @@ def fits(python: str, abi: str, platform: str) -> bool:
 
 
 def functions(app: Path) -> str | None:
-    """Return the names of a package's functions; None where this is not the Python of Azure.
+    """Return the names of a package's functions; None where there is no Python like Azure's.
 
     Raises:
         PackageError: the package cannot be imported.
     """
-    here = (
-        platform.system(),
-        platform.machine(),
-        platform.libc_ver()[0],
-        platform.python_version(),
-    )
-    if here[:3] != ("Linux", "x86_64", "glibc") or not here[3].startswith(f"{PYTHON}."):
+    python = python_of_azure()
+    if python is None:
         return None
-    command = [sys.executable, "-I", "-S", "-B", "-c", IMPORT]
-    finished = subprocess.run(  # noqa: S603 - this Python, with a program of ours
-        command, cwd=app, stdout=subprocess.PIPE, text=True, check=False
+    finished = subprocess.run(  # noqa: S603 - Python, with a program of ours
+        [python, "-I", "-S", "-B", "-c", IMPORT],
+        cwd=app,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
     )
     if finished.returncode or not finished.stdout.strip():
         raise PackageError("the package cannot be imported (see above), or has no function")
     return finished.stdout.strip()
+
+
+def python_of_azure() -> str | None:
+    """Return a Python on this machine that loads what Azure's does; None where there is none."""
+    here = (platform.system(), platform.machine(), platform.libc_ver()[0])
+    if here != ("Linux", "x86_64", "glibc"):
+        return None
+    program = f"import sys; sys.exit('%d.%d' % sys.version_info[:2] != '{PYTHON}')"
+    for python in (sys.executable, shutil.which(f"python{PYTHON}")):
+        # A version manager has the command also where it has not the Python: that fails here.
+        if (
+            python
+            and not subprocess.run(  # noqa: S603 - Python, with a program of ours
+                [python, "-I", "-S", "-c", program], capture_output=True, check=False
+            ).returncode
+        ):
+            return python
+    return None
 
 
 def write_zip(folder: Path, archive: Path) -> str:
@@ -240,7 +256,7 @@ def main() -> int:
     archive = arguments.folder / "app.zip"
     size = archive.stat().st_size / 1_000_000
     sys.stdout.write(f"{archive}: {size:.1f} MB, for Python {PYTHON} on Linux\n")
-    sys.stdout.write(f"functions: {names or f'not imported, as this is no Python {PYTHON}'}\n")
+    sys.stdout.write(f"functions: {names or f'not imported, for want of a Python {PYTHON} here'}\n")
     sys.stdout.write(f"sha256 {digest}\n")
     return 0
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pathspec
@@ -47,12 +46,3 @@ def test_nothing_else() -> None:
 def test_kept_back(path: str) -> None:
     """Settings of a laptop, tests and templates never leave it."""
     assert IGNORED.match_file(path)
-
-
-def test_zip() -> None:
-    """Where the package is zipped by hand, it holds the same."""
-    for document in ("docs/deploy.md", ".github/workflows/deploy.yml"):
-        zips = re.findall(r"zip (?:--?[\w-]+ )*app\.zip (.*)", (ROOT / document).read_text())
-        assert zips
-        for names in zips:
-            assert DEPLOYED_FILES | {DEPLOYED_FOLDER} == set(names.split())

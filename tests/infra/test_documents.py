@@ -84,10 +84,15 @@ class TestDocument:
         """Every shell variable that a command uses is set on the same page."""
         commands = "\n".join(block for _, block in BLOCKS.findall(path.read_text()))
         used = set(re.findall(r"\$\{?([A-Z][A-Z_]+)", commands))
-        known = set(re.findall(r"\b([A-Z][A-Z_]+)(?:=| in )", commands))
+        set_here = set(re.findall(r"\b([A-Z][A-Z_]+)(?:=| in )", commands))
         if 'eval "$(infra/outputs.sh ' in commands:
-            known |= set(found(r"^output (\w+)", "infra/main.bicep"))
-        assert set() == used - known
+            set_here |= set(found(r"^output (\w+)", "infra/main.bicep"))
+        assert set() == used - set_here
+
+    def test_outputs(self, path: Path) -> None:
+        """The outputs that a page asks infra/outputs.sh for are there."""
+        asked = re.findall(r"infra/outputs\.sh(?: [a-z]+)? ([A-Z_]+)", path.read_text())
+        assert set(asked) <= set(found(r"^output (\w+)", "infra/main.bicep"))
 
     def test_code_spans(self, path: Path) -> None:
         """Every file and every make target that a page names in passing is there."""

@@ -124,7 +124,7 @@ def outputs_of(environment: str, **more: str) -> dict[str, str]:
         "AZURE_RESOURCE_GROUP": group,
         "AZURE_FUNCTION_NAME": f"func-{environment}",
         "AZURE_FUNCTION_URL": f"https://func-{environment}.azurewebsites.net",
-        "AZURE_STORAGE_ACCOUNT": "stabc",
+        "MAPPINGS_TABLE_ENDPOINT": "https://stabc.table.core.windows.net/",
         "ACS_RESOURCE_ID": f"{SCOPE}/resourceGroups/{group}/providers/x/acs",
         "IDENTITY_PRINCIPAL_ID": PRINCIPAL,
         **more,
@@ -713,6 +713,7 @@ def test_export(cloud: Cloud, tmp_path: Path) -> None:
     )
     finished = cloud.run(sys.executable, str(INFRA / "export.py"), "dev", str(tmp_path / "out"))
     assert (0, "") == (finished.code, finished.err)
+    assert all("stabc" in call for call in cloud.calls() if call[1] == "storage")
     rows = (tmp_path / "out/IdentityMappings.jsonl").read_text().splitlines()
     assert [row for page in pages for row in page] == [json.loads(row) for row in rows]
     assert "" == (tmp_path / "out/IdentityMappingsOrphans.jsonl").read_text()
