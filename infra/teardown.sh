@@ -17,7 +17,9 @@ records of its deployments. It shows all that first, and asks for the environmen
                     environments may share it.
 
 The mapping tables cannot be made again: infra/export.py writes them to files.
-Whoever runs it needs Owner, or Contributor and User Access Administrator. It can be run again.
+Whoever runs it needs the roles of a deployer (infra/roles.sh); --registration also takes Cloud
+Application Administrator in Entra, and User Access Administrator where a registration has roles.
+It can be run again.
 USAGE
 }
 
@@ -36,7 +38,7 @@ while [ $# -gt 0 ]; do
     --purge-logs) PURGE_LOGS=1 ;;
     --yes | --registration)
       [ $# -gt 1 ] || fail "$1 needs a value"
-      if [ "$1" = --yes ]; then CONFIRMED=$2; else REGISTRATIONS="$REGISTRATIONS $2"; fi
+      if [ "$1" = --yes ]; then CONFIRMED=$2; else REGISTRATIONS="$REGISTRATIONS$2"$'\n'; fi
       shift
       ;;
     -*) usage >&2; exit 2 ;;
@@ -45,6 +47,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 [ -n "$ENVIRONMENT" ] || { usage >&2; exit 2; }
+IFS=$'\n' # What follows are lists of lines: the name of a lock may have spaces.
 [[ $ENVIRONMENT =~ ^[A-Za-z0-9-]+$ ]] || fail "not the name of an environment: $ENVIRONMENT"
 for id in $REGISTRATIONS; do
   [[ $id =~ ^[0-9a-fA-F-]{36}$ ]] || fail "not a client id: $id"
@@ -57,6 +60,18 @@ change() {
   shown=$(printf ' %q' "$@")
   printf '+%s\n' "$shown"
   [ -n "$DRY_RUN" ] || "$@"
+}
+
+# Some deletions take a while to be known everywhere. The first argument says what else is so.
+change_at_last() {
+  local otherwise=$1 pause
+  shift
+  for pause in 5 10 20 40 80; do
+    if change "$@"; then return 0; fi
+    printf 'Once more in %s seconds.\n' "$pause" >&2
+    sleep "$pause"
+  done
+  change "$@" || fail "$otherwise: run this again"
 }
 
 # An answer of Azure as lines, without the carriage returns of the Azure CLI on Windows.
@@ -118,7 +133,9 @@ if [ -n "$PURGE_LOGS" ]; then
     change az monitor log-analytics workspace delete --resource-group "$GROUP" --workspace-name "$name" --force true --yes
   done
 fi
-if [ "$PRESENT" = true ]; then change az group delete --name "$GROUP" --yes; fi
+if [ "$PRESENT" = true ]; then
+  change_at_last "the group $GROUP is not deleted" az group delete --name "$GROUP" --yes
+fi
 
 # The records go last: as long as they are there, this script finds what is left.
 for name in $DEPLOYMENTS; do change az deployment sub delete --name "$name"; done
@@ -140,12 +157,8 @@ for id in $REGISTRATIONS; do
       --url "$GRAPH/directory/deletedItems/microsoft.graph.application?\$select=id,appId&\$top=999")
   fi
   if [ -n "$object" ]; then
-    # What was deleted a moment ago is not among the deleted at once.
-    for pause in 5 10 20 40 0; do
-      change az rest --method DELETE --url "$GRAPH/directory/deletedItems/$object" && break
-      [ "$pause" != 0 ] || fail "the registration $id is deleted, but its name is not free: run this again"
-      sleep "$pause"
-    done
+    change_at_last "the registration $id is deleted, but its name is not free" \
+      az rest --method DELETE --url "$GRAPH/directory/deletedItems/$object"
   else
     printf 'There is no registration %s any more.\n' "$id"
   fi

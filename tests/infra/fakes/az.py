@@ -90,7 +90,8 @@ def main(command: str, given: dict[str, Any]) -> None:  # noqa: C901, PLR0912, P
         case "group show":
             shown(STATE["groups"][given["name"]]["tag"])
         case "group delete":
-            if STATE["groups"][given["name"]]["locks"]:
+            if STATE["groups"][given["name"]]["locks"] or STATE.pop("locks_linger", False):
+                (FOLDER / "azure.json").write_text(json.dumps(STATE))
                 refuse("ScopeLocked")
             del STATE["groups"][given["name"]]
         case "resource list":
