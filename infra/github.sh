@@ -112,7 +112,7 @@ for reviewer in $REVIEWERS; do
 done
 ENVIRONMENTS=$(gh api "repos/$REPOSITORY/environments?per_page=100") || fail "$REPOSITORY shows no environments"
 # Prints what to set; nothing where all is as it should be. What is set already stays: writing an
-# environment replaces all of it.
+# environment replaces all of it. What is at its default is left out, as plans refuse what they lack.
 # shellcheck disable=SC2086 # A word for each reviewer.
 BODY=$(python3 -c '
 import json, sys
@@ -133,7 +133,7 @@ after["reviewers"] = before["reviewers"] + [each for each in new if each not in 
 if not after["reviewers"]:
     sys.stderr.write("Nobody has to agree to a deployment: see --reviewer.\n")
 if before != after:
-    print(json.dumps(after))
+    print(json.dumps({key: value for key, value in after.items() if value}))
 ' "$ENVIRONMENT" $IDS <<<"$ENVIRONMENTS")
 ROUTE=repos/$REPOSITORY/environments/$ENVIRONMENT
 if [ -n "$BODY" ]; then change "$BODY" gh api --method PUT "$ROUTE" --input -; fi

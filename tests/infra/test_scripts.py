@@ -456,6 +456,14 @@ class TestGithub:
         made = [shlex.split(line) for line in cloud.changes()]
         assert [call[:4] for call in made] == [call[:4] for call in announced]
 
+    def test_without_a_paid_plan(self, cloud: Cloud) -> None:
+        """Without reviewers, nothing is asked of GitHub that takes a paid plan; it says so."""
+        finished = self.run(cloud)
+        assert "Nobody has to agree" in finished.err
+        (put,) = (call for call in cloud.changes() if "--method PUT" in call)
+        assert "reviewers" not in finished.out
+        assert put.endswith("/environments/production --input -")
+
     def test_old_repository(self, cloud: Cloud) -> None:
         """Where GitHub names no prefix, the subject is of names alone."""
         cloud.change("github", claim={"use_default": True})

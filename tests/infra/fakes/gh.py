@@ -36,12 +36,12 @@ def environment(name: str) -> dict[str, Any]:
 def as_shown(given: dict[str, Any]) -> dict[str, Any]:
     """Return an environment as GitHub shows it, from what it is set to."""
     rules: list[dict[str, Any]] = []
-    if given["reviewers"]:
+    if given.get("reviewers"):
         reviewers = [{"type": r["type"], "reviewer": {"id": r["id"]}} for r in given["reviewers"]]
-        alone = given["prevent_self_review"]
+        alone = given.get("prevent_self_review", False)
         rule = {"type": "required_reviewers", "reviewers": reviewers, "prevent_self_review": alone}
         rules.append(rule)
-    if given["wait_timer"]:
+    if given.get("wait_timer"):
         rules.append({"type": "wait_timer", "wait_timer": given["wait_timer"]})
     return {
         "protection_rules": rules,
