@@ -2,7 +2,7 @@
 // needs the broker's client id. In files of their own, since compiling them fetches the Microsoft
 // Graph extension, and deploying them takes another role.
 //
-//   az deployment sub create --name acs-token-broker-entra --location westeurope \
+//   az deployment sub create --name acs-token-broker-entra --location swedencentral \
 //     --template-file infra/entra.bicep --parameters infra/entra.bicepparam
 
 targetScope = 'subscription'

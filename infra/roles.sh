@@ -3,8 +3,8 @@ set -euo pipefail
 
 # What infra/modules gives to the app's identity, and so what a deployer must be able to give:
 #   Communication and Email Service Owner, Monitoring Metrics Publisher,
-#   Storage Blob Data Owner, Storage Table Data Contributor
-ROLES="09976791-48a7-449e-bb21-39d1a415f350, 3913510d-42f4-4e42-8a64-420c390055eb, b7e6dc6d-f1e8-4753-8033-0f276bb0955b, 0a9a7e1f-b9d0-4cc4-a60d-0319b160aaa3"
+#   Storage Blob Data Owner, Storage Blob Data Contributor, Storage Table Data Contributor
+ROLES="09976791-48a7-449e-bb21-39d1a415f350, 3913510d-42f4-4e42-8a64-420c390055eb, b7e6dc6d-f1e8-4753-8033-0f276bb0955b, ba92f5b4-2d11-453d-a403-e96b0029c9fe, 0a9a7e1f-b9d0-4cc4-a60d-0319b160aaa3"
 
 usage() {
   cat <<'USAGE'
