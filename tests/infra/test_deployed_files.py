@@ -1,48 +1,170 @@
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pathspec
 import pytest
 
+from tests.infra.core_tools import FuncIgnore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 ROOT = Path(__file__).parents[2]
-IGNORED = pathspec.GitIgnoreSpec.from_lines((ROOT / ".funcignore").read_text().splitlines())
+FUNCIGNORE = (ROOT / ".funcignore").read_text()
 DEPLOYED_FOLDER = "shared"
 DEPLOYED_FILES = {"function_app.py", "host.json", "requirements.txt"}
 
+# What a clone holds after a while, beside what git gave it.
+LEFTOVERS = """
+    .DS_Store
+    .azure/prod/.env
+    .coverage
+    .coverage.laptop.pid4711.XAbCdEfx
+    .env
+    .git/config
+    .hypothesis/unicode_data/15.0.0/charmap.json.gz
+    .idea/workspace.xml
+    .mypy_cache/3.11/shared/http.data.json
+    .pytest_cache/v/cache/lastfailed
+    .python_packages/lib/site-packages/aiohttp/client.py
+    .ruff_cache/0.17.6/1234567890
+    .venv-3.11/bin/python
+    .venv-3.13/lib/python3.13/site-packages/aiohttp/client.py
+    .venv/installed
+    .venv/lib/python3.11/site-packages/aiohttp/client.py
+    .vscode/settings.json
+    __azurite_db_table__.json
+    __blobstorage__/0a1b2c
+    __pycache__/function_app.cpython-313.pyc
+    __queuestorage__/0a1b2c
+    app.zip
+    coverage.xml
+    dist/app.zip
+    dist/app/function_app.py
+    infra/__pycache__/smoke_test.cpython-311.pyc
+    local.settings.json
+    local/node_modules/azurite/package.json
+    node_modules/.package-lock.json
+    shared/.DS_Store
+    shared/__pycache__/http.cpython-313.pyc
+    shared/deeper/__pycache__/http.cpython-313.pyc
+""".split()
 
-def test_needed() -> None:
-    """What runs in Azure is deployed."""
-    sources = [
-        path.relative_to(ROOT).as_posix()
-        for path in (ROOT / DEPLOYED_FOLDER).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
-    ]
-    assert sources
-    assert [] == [path for path in [*DEPLOYED_FILES, *sources] if IGNORED.match_file(path)]
+# What Core Tools' own tests read and expect:
+# https://github.com/Azure/azure-functions-core-tools/blob/3ee97a6/test/Cli/Func.UnitTests/ParserTests/GitIgnoreParserTests.cs
+MIXED = """# A comment
+node_modules
+*.log
+
+nonexistent
+
+!/nonexistent/foo
+
+/baz
+
+foo/*.wat
+
+/test1
+
+test2
+
+othernonexistent/**/what
+
+!/othernonexistent/**/what/foo
 
 
-def test_nothing_else() -> None:
-    """Of all that lies in the root, nothing else is deployed."""
-    folders = {path.name for path in ROOT.iterdir() if path.is_dir()}
-    names = {f"{path.name}{'/' if path.is_dir() else ''}" for path in ROOT.iterdir()}
-    deployed = {name for name in names if not IGNORED.match_file(name)}
-    assert DEPLOYED_FOLDER in folders
-    assert DEPLOYED_FILES | {f"{DEPLOYED_FOLDER}/"} == deployed
+*.swp
+"""
+MODULES = "bin/\n**/bin/\n!Modules/**\nobj\n"
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "local.settings.json",
-        "local.settings.example.json",
-        "shared/__pycache__/http.cpython-313.pyc",
-        "tests/test_entra.py",
-        "infra/main.bicep",
-        ".azure/prod/.env",
-        ".venv-3.13/bin/python",
-    ],
-)
-def test_kept_back(path: str) -> None:
-    """Settings of a laptop, tests and templates never leave it."""
-    assert IGNORED.match_file(path)
+def fresh_clone() -> list[str]:
+    """Return the files of this folder that git does not ignore: in a fresh clone, all of them."""
+    lines = [".git", *(ROOT / ".gitignore").read_text().splitlines()]
+    ignored = pathspec.GitIgnoreSpec.from_lines(lines)
+    files: list[str] = []
+    for folder, folders, names in os.walk(ROOT):
+        here = Path(folder).relative_to(ROOT)
+        folders[:] = [name for name in folders if not ignored.match_file(f"{here / name}/")]
+        files += [path for name in names if not ignored.match_file(path := f"{here / name}")]
+    return files
+
+
+def core_tools(paths: list[str]) -> set[str]:
+    """Return what `func azure functionapp publish` takes along."""
+    ignored = FuncIgnore(FUNCIGNORE)
+    return {path for path in paths if not ignored.ignores(path)}
+
+
+def azd(paths: list[str]) -> set[str]:
+    """Return what `azd deploy` takes along, which reads .funcignore as gitignore."""
+    ignored = pathspec.GitIgnoreSpec.from_lines(FUNCIGNORE.splitlines())
+    return {path for path in paths if not ignored.match_file(path)}
+
+
+@pytest.mark.parametrize("taken_along", [core_tools, azd])
+@pytest.mark.parametrize("leftovers", [[], LEFTOVERS], ids=["fresh", "used"])
+def test_deployed(taken_along: Callable[[list[str]], set[str]], leftovers: list[str]) -> None:
+    """What runs in Azure is deployed and nothing else, from a fresh clone and from a used one."""
+    fresh = fresh_clone()
+    sources = {path for path in fresh if path.startswith(f"{DEPLOYED_FOLDER}/")}
+    assert DEPLOYED_FILES < set(fresh)
+    assert f"{DEPLOYED_FOLDER}/http.py" in sources
+    assert DEPLOYED_FILES | sources == taken_along([*fresh, *leftovers])
+
+
+class TestCoreTools:
+    """Core Tools' rules."""
+
+    @pytest.mark.parametrize(
+        ("lines", "path", "ignored"),
+        [
+            (MIXED, "test/index.js", False),
+            (MIXED, "wat/test/index.js", False),
+            (MIXED, "/othernonexistent/blah/adsasd/whatads", False),
+            (MIXED, "/othernonexistent/blah/adsasd/what/foo", False),
+            (MIXED, "test1", True),
+            (MIXED, "test2", True),
+            (MIXED, "test1File.wat", False),
+            (MIXED, "test.swp", True),
+            (MIXED, "node_modules/what.js", True),
+            (MIXED, "foo/bar.wat", True),
+            (MIXED, "othernonexistent/blah/what", True),
+            (MIXED, "nonexistent", True),
+            (MIXED, "nonexistent/bar", True),
+            (MIXED, "nonexistent/foo", False),
+            (MIXED, "nonexistent/foo/wat", False),
+            ("node_modules", "node_modules", True),
+            ("node_modules", "node_modules/foo", True),
+            ("node_modules", "test/index.js", False),
+            ("node_modules", "wat/test/index.js", False),
+            (MODULES, "bin/somefile.dll", True),
+            (MODULES, "src/bin/output.dll", True),
+            (MODULES, "Modules/SomeModule/1.0.0/bin/Module.dll", False),
+            (MODULES, "Modules/Az.Storage/8.1.0/Storage.Autorest/bin/Az.Storage.dll", False),
+            (MODULES, "Modules/Az.Accounts/2.0.0/lib/netstandard2.0/Microsoft.Azure.dll", False),
+        ],
+    )
+    def test_as_core_tools_test_it(self, lines: str, path: str, ignored: bool) -> None:
+        """Core Tools' own tests would pass."""
+        assert ignored is FuncIgnore(lines).ignores(path)
+
+    @pytest.mark.parametrize(
+        ("line", "path", "ignored"),
+        [
+            pytest.param("__pycache__/", "shared/__pycache__/a.pyc", False, id="root only"),
+            pytest.param("**/__pycache__", "shared/__pycache__/a.pyc", True, id="any folder"),
+            pytest.param("**/__pycache__", "__pycache__/a.pyc", False, id="not the root"),
+            pytest.param(".venv*/", ".venv-3.13/bin/python", True, id="star is something"),
+            pytest.param(".venv*/", ".venv/bin/python", False, id="star is not nothing"),
+            pytest.param("local", "local.settings.json", True, id="a name goes on after a word"),
+            pytest.param("local", "locale/en.json", False, id="a word goes on"),
+        ],
+    )
+    def test_unlike_gitignore(self, line: str, path: str, ignored: bool) -> None:
+        """What a line means to Core Tools, and would not to git."""
+        assert ignored is FuncIgnore(line).ignores(path)
