@@ -1,12 +1,11 @@
 # What a developer runs. `make help` lists it.
-PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SHELL := /bin/bash
 
-# Microsoft's own Functions runtime is for Python 3.13; here is one, or nothing.
-PYTHON_3_13 = $(shell for python in $(PYTHON) python3.13 "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.13*/bin/python; do \
-	"$$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 13))' 2>/dev/null && echo "$$python" && break; done)
+# The first Python here that the locks are for; `make PYTHON=...` takes another.
+PYTHON ?= $(or $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	"$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo "$$python" && break; done),python3)
 
 .PHONY: help
 help:  ## List the targets.
@@ -23,18 +22,38 @@ start: setup  ## Keep everything up on fixed ports (functions on 7071) until Ctr
 .PHONY: test
 test: setup  ## Run all tests, with branch coverage of shared/.
 	@$(BIN)/python -m pytest -n auto --dist loadgroup --cov --cov-report=term $(ARGS)
-	@$(MAKE) --no-print-directory test-runtime
+	@$(MAKE) --no-print-directory test-pythons
 
-.PHONY: test-runtime
-test-runtime:  ## Load and call function_app.py in Microsoft's own runtime (Python 3.13).
-ifeq ($(PYTHON_3_13),$(PYTHON))
-	@echo "Microsoft's Functions runtime is part of all tests on Python 3.13: make test"
-else ifneq ($(PYTHON_3_13),)
-	@$(MAKE) --no-print-directory PYTHON="$(PYTHON_3_13)" VENV=.venv-3.13 packages
-	@.venv-3.13/bin/python -m pytest tests/runtime
-else
-	@echo "LEFT OUT: loading function_app.py in Microsoft's Functions runtime needs Python 3.13, which is not here."
-endif
+# Packages differ from Python to Python, and Microsoft's own Functions runtime is for 3.13 only.
+ON_3.11 := tests/setup
+ON_3.13 := tests/setup tests/runtime
+
+.PHONY: test-pythons
+test-pythons: test-on-3.11 test-on-3.13  ## Run on Python 3.11 and 3.13, where they are here, what depends on it.
+
+test-on-%:
+	@set -e; \
+	is_wanted() { "$$1" -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] != "$*")' 2>/dev/null; }; \
+	if is_wanted "$(PYTHON)"; then \
+		echo "Python $* runs all tests, $(ON_$*) among them: make test"; exit; \
+	fi; \
+	for python in python$* "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/$**/bin/python; do \
+		if is_wanted "$$python"; then \
+			$(MAKE) --no-print-directory PYTHON="$$python" VENV=.venv-$* packages; \
+			exec .venv-$*/bin/python -m pytest $(ON_$*); \
+		fi; \
+	done; \
+	echo "LEFT OUT: $(ON_$*) on Python $*, which was not found here."
+
+# Where the clock starts, as faketime has it: `make test-next-year CLOCK='@2028-02-29 12:00:00'`.
+CLOCK ?= +1y
+
+.PHONY: test-next-year
+test-next-year: setup  ## Run all tests with the clock a year ahead, which needs faketime.
+	@command -v faketime >/dev/null || { echo "faketime is missing: apt-get install faketime, or brew install libfaketime"; exit 1; }
+	@# By today's clock, since next year the certificates of the npm registry will have expired.
+	@$(BIN)/python -m local.npm tests/infra tests/js
+	@faketime -f "$(CLOCK)" $(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
 
 .PHONY: lint
 lint: setup  ## Check style and types.
@@ -56,11 +75,14 @@ package:  ## Build what is published to Azure: dist/app.zip, for Python 3.13 on 
 COMPILE := uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-strip-extras
 
 .PHONY: lock
-lock: setup  ## Pin the newest packages, with hashes, for Python 3.11 to 3.13.
-	@$(BIN)/pip install --quiet uv
-	@$(BIN)/$(COMPILE) requirements.in --output-file requirements.txt
-	@$(BIN)/$(COMPILE) --constraints requirements.txt requirements-dev.in --output-file requirements-dev.txt
-	@$(BIN)/$(COMPILE) local/requirements-node.in --output-file local/requirements-node.txt
+lock:  ## Pin the newest packages, with hashes, for Python 3.11 to 3.13.
+	@# Not in $(VENV): a lock that cannot be installed any more must not stand in its own way.
+	@$(PYTHON) -m venv --clear .venv-lock
+	@.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check uv
+	@.venv-lock/bin/$(COMPILE) requirements.in --output-file requirements.txt
+	@.venv-lock/bin/$(COMPILE) --constraints requirements.txt requirements-dev.in --output-file requirements-dev.txt
+	@.venv-lock/bin/$(COMPILE) local/requirements-node.in --output-file local/requirements-node.txt
+	@echo pip | .venv-lock/bin/$(COMPILE) --no-annotate - --output-file tests/setup/newest-pip.txt
 
 .PHONY: setup
 setup: packages  ## Install what is missing: Python packages, Node.js if there is none, Azurite.
@@ -69,16 +91,21 @@ setup: packages  ## Install what is missing: Python packages, Node.js if there i
 .PHONY: packages
 packages: $(VENV)/installed
 
-$(VENV)/installed: requirements-dev.txt local/requirements-node.txt
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
+
+$(VENV)/installed: requirements-dev.txt local/requirements-node.txt $(wildcard tests/setup/*-pip.txt)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: make PYTHON=/path/to/python $(MAKECMDGOALS)"; exit 1; }
 	@echo "Installing Python packages into $(VENV), which may take a minute ..."
 	@$(PYTHON) -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-dev.txt
+	@$(PIP_INSTALL) --requirement requirements-dev.txt || { \
+		echo "The packages were not installed. That takes a package index within reach, and Python 3.11, 3.12 or 3.13: this is $$($(PYTHON) --version)."; exit 1; }
+	@for pip in oldest-pip newest-pip; do \
+		$(PIP_INSTALL) --target $(VENV)/pips/$$pip --requirement tests/setup/$$pip.txt || exit 1; done
 	@node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' 2>/dev/null && npm --version >/dev/null 2>&1 || { \
 		echo "Node.js 20 or later is not here: installing it into $(VENV) ..."; \
-		$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement local/requirements-node.txt; }
+		$(PIP_INSTALL) --requirement local/requirements-node.txt; }
 	@touch $@
 
 .PHONY: clean
 clean:  ## Remove what the targets above made.
-	rm -rf .venv .venv-3.13 dist local/node_modules tests/js/node_modules tests/infra/node_modules .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-3.11 .venv-3.13 .venv-lock dist local/node_modules tests/js/node_modules tests/infra/node_modules .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -75,3 +75,11 @@ def install(folder: Path, what: str) -> None:
         if code != 0:
             raise NodeError(f"`npm ci` in {folder.name}/ failed; its message is above.")
         shutil.copy(lock, installed)
+
+
+if __name__ == "__main__":
+    try:
+        for name in sys.argv[1:]:
+            install(Path(name), f"the packages of {name}/")
+    except NodeError as error:
+        sys.exit(str(error))
