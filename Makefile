@@ -45,15 +45,15 @@ test-on-%:
 	done; \
 	echo "LEFT OUT: $(ON_$*) on Python $*, which was not found here."
 
-# Where the clock starts, as faketime has it: `make test-next-year CLOCK='@2028-02-29 12:00:00'`.
-CLOCK ?= +1y
+# Where the clock starts, as `date` has it: `make test-next-year CLOCK='2028-02-29 12:00'`.
+CLOCK ?= next year
 
 .PHONY: test-next-year
 test-next-year: setup  ## Run all tests with the clock a year ahead, which needs faketime.
 	@command -v faketime >/dev/null || { echo "faketime is missing: apt-get install faketime, or brew install libfaketime"; exit 1; }
 	@# By today's clock, since next year the certificates of the npm registry will have expired.
 	@$(BIN)/python -m local.npm tests/infra tests/js
-	@faketime -f "$(CLOCK)" $(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
+	@faketime "$(CLOCK)" $(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
 
 .PHONY: lint
 lint: setup  ## Check style and types.
