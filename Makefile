@@ -96,7 +96,7 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -
 $(VENV)/installed: requirements-dev.txt local/requirements-node.txt $(wildcard tests/setup/*-pip.txt)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: make PYTHON=/path/to/python $(MAKECMDGOALS)"; exit 1; }
 	@echo "Installing Python packages into $(VENV), which may take a minute ..."
-	@$(PYTHON) -m venv --clear $(VENV)
+	@$(PYTHON) -m venv --clear $(VENV) || { echo "Without virtual environments nothing can be installed. Debian and Ubuntu have them in python3-venv."; exit 1; }
 	@$(PIP_INSTALL) --requirement requirements-dev.txt || { \
 		echo "The packages were not installed. That takes a package index within reach, and Python 3.11, 3.12 or 3.13: this is $$($(PYTHON) --version)."; exit 1; }
 	@for pip in oldest-pip newest-pip; do \

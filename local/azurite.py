@@ -6,9 +6,7 @@ What it stores lives in memory and is gone when it stops.
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import signal
 import socket
 import subprocess
 import sys
@@ -144,8 +142,7 @@ def _printed(log: Path) -> str:
 
 async def _stop(process: asyncio.subprocess.Process) -> None:
     if process.returncode is None:
-        # The group, because Node.js from a wheel is started by a Python script.
-        os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
     await process.wait()
 
 

