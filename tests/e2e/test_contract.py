@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import requests
 import schemathesis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from schemathesis import GenerationMode
 
 if TYPE_CHECKING:
@@ -21,6 +23,18 @@ OPERATIONS = [
     ("GET", "/health/ready"),
     ("GET", "/openapi.json"),
 ]
+LONGEST_URL = 8000  # The host reads request lines of 8190 bytes.
+
+
+def reaches_the_app(case: schemathesis.Case[Any]) -> bool:
+    """Tell whether the app gets the whole query.
+
+    Empty lists and values get lost on the way, and too long a URL is answered by the host.
+    """
+    sent = case.as_transport_kwargs()
+    url = requests.Request(sent["method"], sent["url"], params=sent["params"]).prepare().url or ""
+    arriving = parse_qs(urlsplit(url).query)
+    return len(url) < LONGEST_URL and arriving.keys() == (case.query or {}).keys()
 
 
 async def test_every_operation_is_named(app: Client) -> None:
@@ -53,6 +67,8 @@ def test_behaves_as_the_contract_says(
     @settings(max_examples=25, suppress_health_check=list(HealthCheck))
     @given(case=operation.as_strategy(generation_mode=mode))
     def check(case: schemathesis.Case[Any]) -> None:
+        # What is wrong with a bad request may be just what gets lost.
+        assume(reaches_the_app(case))
         # Each request comes from somebody else, or the limit for one person would answer.
         headers = {"Authorization": f"Bearer {running.somebody()}"}
         case.call_and_validate(headers=headers)
