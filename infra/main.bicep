@@ -188,7 +188,25 @@ var makesLogScope = hasLogScope && empty(existingLogScopeId)
 var logScopeIdParts = split(existingLogScopeId, '/')
 var logScopeName = makesLogScope ? 'ampls-${environmentName}-${token}' : last(logScopeIdParts)!
 var isPrivate = privateNetwork || fixedEgress || existingSubnets != null || privateApp || hasLogScope
-var makesNetwork = isPrivate && existingSubnets == null
+// Combinations in which one parameter would do nothing, or break what another is for.
+var misfits = filter(
+  [
+    fixedEgress && existingSubnets != null
+      ? 'fixedEgress makes a NAT gateway for a network of our own: with existingSubnets, give that network a way out of its own.'
+      : ''
+    privateDnsZones != null && existingSubnets == null
+      ? 'privateDnsZones are linked to networks that there are: they need existingSubnets.'
+      : ''
+    !empty(existingLogScopeId) && existingSubnets == null
+      ? 'existingLogScopeId needs existingSubnets: the scope has an endpoint in a network that there is, and none in a new one.'
+      : ''
+    privateApp && access != null
+      ? 'access is for an app on the internet: with privateApp, nobody comes from there.'
+      : ''
+  ],
+  misfit => !empty(misfit)
+)
+var makesNetwork = empty(misfits) ? isPrivate && existingSubnets == null : fail(join(misfits, ' '))
 var tenantIds = empty(entraTenantIds) ? [tenant().tenantId] : entraTenantIds
 var applicationIdUri = empty(entraApplicationIdUri) ? 'api://${entraClientId}' : entraApplicationIdUri
 var makesCommunication = empty(communicationServiceId)
@@ -403,6 +421,7 @@ module app 'modules/app.bicep' = {
     subnetId: isPrivate ? appSubnetId : ''
     private: privateApp
     access: access
+    tested: !empty(availabilityTestLocations)
     diagnostics: diagnostics && logFunctionApp
     tags: allTags
   }
@@ -495,6 +514,9 @@ output IDENTITY_CLIENT_ID string = identity.outputs.clientId
 
 @description('Object id of the managed identity: the subject of a federated credential.')
 output IDENTITY_PRINCIPAL_ID string = identity.outputs.principalId
+
+@description('Object id of the managed identity that reads and writes the package.')
+output PACKAGE_IDENTITY_PRINCIPAL_ID string = packageIdentity.outputs.principalId
 
 @description('Endpoint of the ACS resource, which client SDKs of ACS need.')
 output ACS_ENDPOINT string = communicationAccess.outputs.endpoint

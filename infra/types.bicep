@@ -75,7 +75,7 @@ type pruneOptions = {
 type alertThresholds = {
   @description('Percent of requests that may be answered with 5xx within 15 minutes.')
   @minValue(1)
-  @maxValue(100)
+  @maxValue(99)
   serverErrorPercent: int
 
   @description('Milliseconds that the 95th percentile of token requests may take within 15 minutes.')
@@ -84,7 +84,7 @@ type alertThresholds = {
 }
 
 @export()
-@description('Who may reach the app over the internet; everybody else gets 403 before the app is asked. Azure\'s availability tests come through in any case.')
+@description('Who may reach the app over the internet; everybody else gets 403 before the app is asked. Our own availability test comes through, if there is one.')
 @sealed()
 type accessOptions = {
   @description('IP ranges of callers, such as 203.0.113.0/24, and of whoever deploys code.')

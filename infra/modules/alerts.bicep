@@ -254,6 +254,8 @@ resource healthTest 'Microsoft.Insights/webtests@2022-06-15' = if (tested) {
       RequestUrl: '${appUrl}/api/health'
       HttpVerb: 'GET'
       ParseDependentRequests: false
+      // By this the app lets the test in where its access is restricted.
+      Headers: [{ key: 'X-Azure-FDID', value: guid(componentId) }]
     }
     ValidationRules: { ExpectedHttpStatusCode: 200, SSLCheck: true }
   }

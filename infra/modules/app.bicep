@@ -84,6 +84,9 @@ param private bool
 @description('Who may reach the app over the internet; null: everybody.')
 param access accessOptions?
 
+@description('Let our availability test in, too, where access is restricted.')
+param tested bool
+
 @description('Send the host\'s log to the workspace.')
 param diagnostics bool
 
@@ -143,7 +146,19 @@ var frontDoor = access.?frontDoorId == null
         headers: { 'x-azure-fdid': [access.?frontDoorId] }
       }
     ]
-var availabilityTests = [{ action: 'Allow', tag: 'ServiceTag', ipAddress: 'ApplicationInsightsAvailability' }]
+var availabilityTests = tested
+  ? [
+      {
+        action: 'Allow'
+        tag: 'ServiceTag'
+        ipAddress: 'ApplicationInsightsAvailability'
+        // Everybody's tests come from these addresses; ours sends a header that tells it from the others.
+        // App Service compares four headers and no others, of which this one takes any value.
+        // https://learn.microsoft.com/azure/azure-monitor/app/availability-private-test
+        headers: { 'x-azure-fdid': [guid(component.id)] }
+      }
+    ]
+  : []
 var unmatched = access == null ? 'Allow' : 'Deny'
 var appRules = access == null ? [] : concat(ranges, frontDoor, availabilityTests)
 
@@ -211,6 +226,20 @@ resource app 'Microsoft.Web/sites@2025-03-01' = {
       }
     }
   }
+}
+
+// Passwords for publishing, which every app has and whoever may read its publish profile gets. Code is
+// deployed with Entra tokens.
+resource scmPasswords 'Microsoft.Web/sites/basicPublishingCredentialsPolicies@2025-03-01' = {
+  parent: app
+  name: 'scm'
+  properties: { allow: false }
+}
+
+resource ftpPasswords 'Microsoft.Web/sites/basicPublishingCredentialsPolicies@2025-03-01' = {
+  parent: app
+  name: 'ftp'
+  properties: { allow: false }
 }
 
 // What Application Insights has, once more: for an app that may not write there.

@@ -333,7 +333,7 @@ NETWORK_SWITCHES = [
     {"existingSubnets": SUBNETS},
     {"privateApp": True},
     {"privateLogs": True},
-    {"existingLogScopeId": LOG_SCOPE},
+    {"existingLogScopeId": LOG_SCOPE, "existingSubnets": SUBNETS},
 ]
 
 
@@ -405,7 +405,7 @@ class TestNetwork:
     def test_given_zones(self) -> None:
         """Zones of somebody else are used; one that is not given is left alone."""
         zone = f"{OTHER_GROUP}/Microsoft.Network/privateDnsZones/privatelink.blob.core.windows.net"
-        made = deploy(privateNetwork=True, privateDnsZones={"blob": zone})
+        made = deploy(existingSubnets=SUBNETS, privateDnsZones={"blob": zone})
         assert [] == of_type(made, "Microsoft.Network/privateDnsZones")
         groups = of_type(made, "Microsoft.Network/privateEndpoints/privateDnsZoneGroups")
         assert 2 == len(groups)
@@ -415,7 +415,7 @@ class TestNetwork:
 
     def test_names_by_policy(self) -> None:
         """Where policy sees to the names, no zone and no entry in one is asked for."""
-        made = deploy(privateNetwork=True, privateDnsZones={})
+        made = deploy(existingSubnets=SUBNETS, privateDnsZones={})
         assert [] == [it.id for it in made.resources if "privatedns" in it.type.lower()]
         assert 3 == len(of_type(made, "Microsoft.Network/privateEndpoints"))
 
@@ -450,7 +450,11 @@ class TestNetwork:
 
     def test_existing_log_scope(self) -> None:
         """A scope of somebody else gets what is ours, not their workspace, and no endpoint."""
-        made = deploy(existingLogScopeId=LOG_SCOPE, logAnalyticsWorkspaceId=WORKSPACE)
+        made = deploy(
+            existingLogScopeId=LOG_SCOPE,
+            logAnalyticsWorkspaceId=WORKSPACE,
+            existingSubnets=SUBNETS,
+        )
         assert [] == of_type(made, "Microsoft.Insights/privateLinkScopes")
         member = the(made, "Microsoft.Insights/privateLinkScopes/scopedResources")
         assert member.id.startswith(LOG_SCOPE)
@@ -458,13 +462,43 @@ class TestNetwork:
         assert component.id == member["properties"]["linkedResourceId"]
         assert 3 == len(of_type(made, "Microsoft.Network/privateEndpoints"))
 
+    @pytest.mark.parametrize(
+        ("misfit", "others"),
+        [
+            pytest.param("fixedEgress", {"existingSubnets": SUBNETS}, id="two networks"),
+            pytest.param("privateDnsZones", {"privateNetwork": True}, id="zones without a link"),
+            pytest.param("existingLogScopeId", {}, id="no way to the scope"),
+            pytest.param("access", {"privateApp": True}, id="nobody to let in"),
+        ],
+    )
+    def test_misfits(self, misfit: str, others: dict[str, Any]) -> None:
+        """A parameter that would do nothing, or break telemetry or names, is refused with why."""
+        values: dict[str, Any] = {
+            "fixedEgress": True,
+            "privateDnsZones": {},
+            "existingLogScopeId": LOG_SCOPE,
+            "access": {"ipRanges": ["203.0.113.0/24"]},
+        }
+        with pytest.raises(FailError, match=f"^{misfit} "):
+            deploy(**{misfit: values[misfit]} | others)
+
+    def test_all_misfits_at_once(self) -> None:
+        """Each misfit is named, so that one attempt shows them all."""
+        with pytest.raises(FailError, match=r"fixedEgress .*access "):
+            deploy(
+                fixedEgress=True,
+                existingSubnets=SUBNETS,
+                privateApp=True,
+                access={"frontDoorId": FRONT_DOOR},
+            )
+
 
 class TestAccess:
     """Who may reach the app over the internet."""
 
     @staticmethod
-    def rules(access: dict[str, Any], of: str) -> list[dict[str, Any]]:
-        config = site(deploy(access=access))["siteConfig"]
+    def rules(access: dict[str, Any], of: str, **changes: Any) -> list[dict[str, Any]]:
+        config = site(deploy(access=access, **changes))["siteConfig"]
         assert "Deny" == config[f"{of}RestrictionsDefaultAction"]
         found: list[dict[str, Any]] = config[f"{of}Restrictions"]
         assert all("Allow" == rule["action"] for rule in found)
@@ -472,7 +506,7 @@ class TestAccess:
         return found
 
     def test_ranges(self) -> None:
-        """Given ranges may call and deploy, Azure's availability tests may call."""
+        """Given ranges may call and deploy, our availability test may call."""
         access = {"ipRanges": ["203.0.113.0/24", "198.51.100.7/32"]}
         called = [rule["ipAddress"] for rule in self.rules(access, "ipSecurity")]
         deployed = [rule["ipAddress"] for rule in self.rules(access, "scmIpSecurity")]
@@ -486,6 +520,31 @@ class TestAccess:
         assert "ServiceTag" == front_door["tag"]
         assert {"x-azure-fdid": [FRONT_DOOR]} == front_door["headers"]
         assert [] == self.rules({"frontDoorId": FRONT_DOOR}, "scmIpSecurity")
+
+    def test_availability_test(self) -> None:
+        """Of the tests that share Azure's addresses, ours alone comes in: by what it sends."""
+        [_, tests] = self.rules({"ipRanges": ["203.0.113.0/24"]}, "ipSecurity")
+        header, others = (
+            the(made, "Microsoft.Insights/webtests")["properties"]["Request"]["Headers"][0]
+            for made in (deploy(), deploy(environmentName="second"))
+        )
+        assert "x-azure-fdid" == header["key"].lower()
+        assert {"x-azure-fdid": [header["value"]]} == tests["headers"]
+        assert header["value"] != others["value"]
+
+    def test_no_availability_test(self) -> None:
+        """Without a test of ours, nobody's comes in."""
+        access = {"ipRanges": ["203.0.113.0/24"]}
+        [only] = self.rules(access, "ipSecurity", availabilityTestLocations=[])
+        assert "203.0.113.0/24" == only["ipAddress"]
+
+    @each_file
+    def test_no_passwords(self, file: str) -> None:
+        """The passwords that every app has for publishing open neither of its two ways in."""
+        policies = of_type(deploy(file), "Microsoft.Web/sites/basicPublishingCredentialsPolicies")
+        assert {"scm": False, "ftp": False} == {
+            policy["name"]: policy["properties"]["allow"] for policy in policies
+        }
 
 
 @each_file
