@@ -452,6 +452,7 @@ module alerts 'modules/alerts.bicep' = {
     dailyQuotaGb: empty(logAnalyticsWorkspaceId) ? logDailyQuotaGb : 0
     acsId: communicationAccess.outputs.id
     mappingsAccountId: mappings.outputs.id
+    packageAccountName: diagnostics ? packageAccountName : ''
     actionGroupName: 'ag-${environmentName}-${token}'
     emails: alertEmails
     thresholds: thresholds

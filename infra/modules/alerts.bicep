@@ -31,6 +31,9 @@ param acsId string
 @description('Resource id of the storage account with the mapping tables.')
 param mappingsAccountId string
 
+@description('Name of the storage account with the package; empty: its changes are not logged.')
+param packageAccountName string
+
 @description('Name of the action group.')
 @minLength(1)
 @maxLength(260)
@@ -181,6 +184,16 @@ var rules = [
     query: loadTextContent('../queries/alert-prune-missing.kql')
   }
   {
+    name: 'package-written'
+    title: 'The code was replaced'
+    severity: 2
+    every: 'PT15M'
+    // Short, so that a deployment does not hide for long what comes after it.
+    window: 'PT1H'
+    above: 0
+    query: replace(loadTextContent('../queries/alert-package-written.kql'), '{package}', packageAccountName)
+  }
+  {
     name: 'logs-missing'
     title: 'The app works, but logs nothing'
     severity: 1
@@ -209,11 +222,14 @@ var rules = [
   }
 ]
 
-// One compares with the availability test, one with a cap that may be another's.
-var useful = filter(
-  rules,
-  rule => (tested || rule.name != 'logs-missing') && (dailyQuotaGb > 0 || rule.name != 'ingestion-near-cap')
+// One compares with the availability test, one with a cap that may be another's, one reads a log that
+// somebody else may keep.
+var useless = concat(
+  tested ? [] : ['logs-missing'],
+  dailyQuotaGb > 0 ? [] : ['ingestion-near-cap'],
+  empty(packageAccountName) ? ['package-written'] : []
 )
+var useful = filter(rules, rule => !contains(useless, rule.name))
 
 resource actionGroup 'Microsoft.Insights/actionGroups@2023-01-01' = {
   name: actionGroupName

@@ -37,7 +37,8 @@ resource account 'Microsoft.Storage/storageAccounts@2025-08-01' existing = {
   name: name
 }
 
-// What was replaced or deleted stays for a month: a package that nobody deployed can be looked at.
+// What was replaced stays as an older version, until somebody deletes that; what was deleted stays for a
+// month. So a package that nobody deployed can be looked at.
 resource blobs 'Microsoft.Storage/storageAccounts/blobServices@2025-08-01' = {
   parent: account
   name: 'default'

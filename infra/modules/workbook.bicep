@@ -59,7 +59,7 @@ var panels = [
     query: loadTextContent('../queries/workbook-incidents.kql')
   }
   {
-    title: 'Who wrote to the tables'
+    title: 'Who wrote to the tables and packages'
     shownAs: 'table'
     query: loadTextContent('../queries/workbook-writes.kql')
   }

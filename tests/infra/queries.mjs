@@ -19,6 +19,8 @@ const TABLES = {
   AppAvailabilityResults: "(TimeGenerated:datetime, Name:string, Success:bool, Location:string, DurationMs:real)",
   StorageTableLogs:
     "(TimeGenerated:datetime, AccountName:string, OperationName:string, StatusText:string, Uri:string, CallerIpAddress:string, RequesterObjectId:string, RequesterUpn:string)",
+  StorageBlobLogs:
+    "(TimeGenerated:datetime, AccountName:string, Category:string, OperationName:string, StatusCode:string, StatusText:string, Uri:string, CallerIpAddress:string, RequesterObjectId:string, RequesterUpn:string)",
   Usage: "(TimeGenerated:datetime, DataType:string, IsBillable:bool, Quantity:real, QuantityUnit:string)",
   _LogOperation: "(TimeGenerated:datetime, Category:string, Operation:string, Detail:string, Level:string)",
 };

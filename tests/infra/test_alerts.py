@@ -71,10 +71,11 @@ class TestLogs:
         assert timedelta(days=1) == duration(RULES[name]["window"])
 
     def test_new_environment(self) -> None:
-        """A missing run is asked for over longer than it may take, and of an old app only."""
+        """A missing run is asked for over longer than it may take, of an old app or a dead one."""
         query = (ROOT / "infra/queries/alert-prune-missing.kql").read_text()
         hours = [int(found) for found in re.findall(r"ago\((\d+)h\)", query)]
         assert [36, 36] == hours
+        assert "isnull(logged_since) or logged_since < ago(36h)" in query
         assert "overrideQueryTimeRange: rule.name == 'prune-missing' ? 'P2D' : null" in ALERTS
 
     def test_near_cap(self) -> None:
@@ -127,6 +128,6 @@ def test_prices() -> None:
     """The deployment page counts the rules as they are."""
     often = sum(rule["every"] == "PT5M" for rule in RULES.values())
     series = 1 + sum(len(values) for values in listed("metricRules", "values"))
-    assert (5, 7) == (often, len(RULES) - often)
-    assert "five rules each 5 minutes × $1.50, seven rarer ones × $0.50" in PRICES
+    assert (5, 8) == (often, len(RULES) - often)
+    assert "five rules each 5 minutes × $1.50, eight rarer ones × $0.50" in PRICES
     assert f"{series} time series, 10 free" in PRICES

@@ -272,6 +272,17 @@ class TestStorage:
         ]
         assert {"StorageWrite", "StorageDelete"} == {it["category"] for it in logs if it["enabled"]}
 
+    def test_changed_code_is_told(self) -> None:
+        """An alert reads that log, of this account alone; without the log there is none."""
+        made = deploy()
+        [criterion] = the(made, "Microsoft.Insights/scheduledQueryRules", "package-written")[
+            "properties"
+        ]["criteria"]["allOf"]
+        assert f'AccountName =~ "{made.outputs["PACKAGE_STORAGE_ACCOUNT"]}"' in criterion["query"]
+        without = of_type(deploy(diagnostics=False), "Microsoft.Insights/scheduledQueryRules")
+        assert without
+        assert not [rule["name"] for rule in without if "package-written" in rule["name"]]
+
     @pytest.mark.parametrize("reads", [False, True])
     def test_reads(self, reads: bool) -> None:
         """Reads of the mapping tables are logged on request; writes always are."""
