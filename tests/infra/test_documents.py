@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.infra.test_bicep import ROLES
+
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 # Commands that do not come with the repository, and what is built into a shell.
 PROGRAMS = set(
     "az azd curl func gh git jq make node npm python python3 sed zip"
-    " cd cp do done echo eval export for source".split()
+    " cd cp do done echo eval export for mkdir source".split()
 )
 ASSIGNMENTS = re.compile(r'^([A-Z_]+=("[^"]*"|\$\(.*\)|\S*) *)+')
 CONTINUES = re.compile(r"""[-|{})"']""")  # A line inside a quoted text or a block.
@@ -79,6 +81,8 @@ class TestDocument:
                 assert (ROOT / f"infra/queries/{rest.split()[0]}.kql").exists(), command
             for name in NAMED_FILES.findall(command):
                 assert (ROOT / name).exists(), command
+            for package, module in re.findall(r"^python -m (infra|local)\.(\w+)", bare):
+                assert (ROOT / package / f"{module}.py").exists(), command
 
     def test_variables(self, path: Path) -> None:
         """Every shell variable that a command uses is set on the same page."""
@@ -93,6 +97,27 @@ class TestDocument:
         """The outputs that a page asks infra/outputs.sh for are there."""
         asked = re.findall(r"infra/outputs\.sh(?: [a-z]+)? ([A-Z_]+)", path.read_text())
         assert set(asked) <= set(found(r"^output (\w+)", "infra/main.bicep"))
+
+    def test_locks_first(self, path: Path) -> None:
+        """Roles are deleted after the locks, which hold roles on what they lock in place.
+
+        https://learn.microsoft.com/azure/azure-resource-manager/management/lock-resources
+        """
+        for section in re.split(r"^#{2,3} ", path.read_text(), flags=re.MULTILINE):
+            commands = "\n".join(commands_of(section))
+            if "az role assignment delete --ids" in commands:
+                before = commands.partition("az role assignment delete --ids")[0]
+                assert "az lock delete --ids" in before, section.splitlines()[0]
+
+    def test_names(self, path: Path) -> None:
+        """A table is named by its output, and the host's master key as the host names it.
+
+        https://github.com/Azure/azure-functions-host/blob/dev/src/WebJobs.Script.WebHost/Controllers/KeysController.cs
+        """
+        text = path.read_text()
+        assert not re.search(r"--(table-)?name \"?IdentityMappings", text)
+        keys = re.findall(r"--key-type masterKey --key-name (\w+)", text.replace("\\\n ", ""))
+        assert {"_master"} >= set(keys)
 
     def test_code_spans(self, path: Path) -> None:
         """Every file and every make target that a page names in passing is there."""
@@ -113,6 +138,14 @@ def test_each_alert_is_explained() -> None:
     rules = found(r"^ {2,4}name: '(?:\$\{appName\}-)?([\w-]+)'$", "infra/modules/alerts.bicep")
     assert {"unavailable", "table-failing", "acs-keys", "server-errors"} <= set(rules)
     assert sorted(rules) == sorted(found(r"^### `([\w-]+)`", "docs/operations.md"))
+
+
+def test_each_role_is_missed() -> None:
+    """The runbook for a role that is gone has a row for each role that the templates give."""
+    page = (ROOT / "docs/operations.md").read_text()
+    section = page.partition("### A role is wrong or gone\n")[2].partition("\n### ")[0]
+    rows = re.findall(r"^\| ([A-Z][\w ]+?) (?:on|of) ", section, re.MULTILINE)
+    assert sorted(ROLES) == sorted(rows)
 
 
 def test_each_output_is_explained() -> None:
