@@ -1,6 +1,6 @@
 // The whole of the service, but for its registration in Entra (entra.bicep), which comes first.
 //
-//   az deployment sub create --location swedencentral \
+//   az deployment sub create --name "acs-token-broker-$AZURE_ENV_NAME" --location "$AZURE_LOCATION" \
 //     --template-file infra/main.bicep --parameters infra/main.bicepparam
 
 targetScope = 'subscription'
@@ -27,8 +27,9 @@ param entraClientId string
 @description('Ids of the tenants whose users are served, * alone for every organisation; empty: the tenant of the subscription.')
 param entraTenantIds string[] = []
 
-@description('Application ID URI of the registration; empty: api://<client id>.')
-param entraApplicationIdUri string = ''
+@description('Application ID URI of the registration.')
+@minLength(1)
+param entraApplicationIdUri string
 
 @description('Delegated scope that callers must hold.')
 @minLength(1)
@@ -169,9 +170,12 @@ param monthlyBudget budgetOptions?
 
 var nameCharacters = 'abcdefghijklmnopqrstuvwxyz0123456789-'
 var strange = filter(range(0, length(environmentName)), at => !contains(nameCharacters, substring(environmentName, at, 1)))
-var token = empty(strange)
+var nameProblem = !empty(strange)
+  ? 'environmentName takes lower-case letters, digits and hyphens only.'
+  : environmentName == 'entra' ? 'environmentName cannot be entra: the deployment of entra.bicep has that name.' : ''
+var token = empty(nameProblem)
   ? toLower(uniqueString(subscription().id, environmentName, toLower(replace(location, ' ', ''))))
-  : fail('environmentName takes lower-case letters, digits and hyphens only.')
+  : fail(nameProblem)
 var allTags = union(tags, { 'azd-env-name': environmentName })
 var appName = 'func-${environmentName}-${token}'
 var identityName = 'id-${environmentName}-${token}'
@@ -208,7 +212,6 @@ var misfits = filter(
 )
 var makesNetwork = empty(misfits) ? isPrivate && existingSubnets == null : fail(join(misfits, ' '))
 var tenantIds = empty(entraTenantIds) ? [tenant().tenantId] : entraTenantIds
-var applicationIdUri = empty(entraApplicationIdUri) ? 'api://${entraClientId}' : entraApplicationIdUri
 var makesCommunication = empty(communicationServiceId)
 var communicationIdParts = split(communicationServiceId, '/')
 var communicationName = makesCommunication ? 'acs-${environmentName}-${token}' : last(communicationIdParts)!
@@ -410,7 +413,7 @@ module app 'modules/app.bicep' = {
     acsEndpoint: communicationAccess.outputs.endpoint
     entraClientId: entraClientId
     entraTenantIds: tenantIds
-    entraAudience: applicationIdUri
+    entraAudience: entraApplicationIdUri
     entraRequiredScope: entraRequiredScope
     entraAllowedClientIds: entraAllowedClientIds
     tokens: tokens
@@ -490,7 +493,7 @@ output TOKEN_URL string = '${app.outputs.url}/api/token'
 output CLIENT_AUTHORITY string = '${environment().authentication.loginEndpoint}${authorityTenant}'
 
 @description('Scope that client apps ask Entra for.')
-output CLIENT_SCOPE string = '${applicationIdUri}/${entraRequiredScope}'
+output CLIENT_SCOPE string = '${entraApplicationIdUri}/${entraRequiredScope}'
 
 @description('Where an administrator of a customer\'s tenant consents to the broker alone; {tenant} is that tenant\'s id. CLIENT_APPS of entra.bicep has the links for a client app and the broker together.')
 output ADMIN_CONSENT_URL string = '${environment().authentication.loginEndpoint}{tenant}/adminconsent?client_id=${entraClientId}&redirect_uri=${uriComponent('https://entra.microsoft.com/')}'

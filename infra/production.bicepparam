@@ -1,16 +1,16 @@
-// A second environment by a file of its own: as main.bicepparam, but made to last.
+// An environment that is made to last, described by the same variables as main.bicepparam.
 using 'main.bicep'
 
-param environmentName = 'prod'
+param environmentName = readEnvironmentVariable('AZURE_ENV_NAME')
 // A region such as swedencentral; there is no default.
 param location = readEnvironmentVariable('AZURE_LOCATION')
 
 param entraClientId = readEnvironmentVariable('ENTRA_CLIENT_ID')
-param entraApplicationIdUri = readEnvironmentVariable('ENTRA_APPLICATION_ID_URI', '')
-param entraTenantIds = filter(split(readEnvironmentVariable('ENTRA_TENANT_IDS', ''), ','), id => !empty(id))
+param entraApplicationIdUri = readEnvironmentVariable('ENTRA_APPLICATION_ID_URI')
+param entraTenantIds = filter(map(split(readEnvironmentVariable('ENTRA_TENANT_IDS', ''), ','), item => trim(item)), item => !empty(item))
 
-param allowedOrigins = filter(split(readEnvironmentVariable('ALLOWED_ORIGINS', ''), ','), origin => !empty(origin))
-param alertEmails = filter(split(readEnvironmentVariable('ALERT_EMAILS', ''), ','), email => !empty(email))
+param allowedOrigins = filter(map(split(readEnvironmentVariable('ALLOWED_ORIGINS', ''), ','), item => trim(item)), item => !empty(item))
+param alertEmails = filter(map(split(readEnvironmentVariable('ALERT_EMAILS', ''), ','), item => trim(item)), item => !empty(item))
 
 param scale = {
   memoryMB: 2048

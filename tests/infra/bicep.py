@@ -520,6 +520,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "string": _said,
     "substring": lambda of, at, count: of[at : at + count],
     "toLower": str.lower,
+    "trim": str.strip,
     "union": _union,
     "uriComponent": partial(quote, safe=""),
     "uniqueString": lambda *parts: _digest(*parts)[:13],

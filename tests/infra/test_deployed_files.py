@@ -41,7 +41,9 @@ LEFTOVERS = """
     __pycache__/function_app.cpython-313.pyc
     __queuestorage__/0a1b2c
     app.zip
+    backup/IdentityMappings.jsonl
     coverage.xml
+    dev.env
     dist/app.zip
     dist/app/function_app.py
     infra/__pycache__/smoke_test.cpython-311.pyc
@@ -114,6 +116,13 @@ def test_deployed(taken_along: Callable[[list[str]], set[str]], leftovers: list[
     assert DEPLOYED_FILES < set(fresh)
     assert f"{DEPLOYED_FOLDER}/http.py" in sources
     assert DEPLOYED_FILES | sources == taken_along([*fresh, *leftovers])
+
+
+@pytest.mark.parametrize("path", ["backup/IdentityMappings.jsonl", "dev.env", "prod.env"])
+def test_not_committed(path: str) -> None:
+    """People's identities, and the values of an environment, do not get into git by `git add .`."""
+    ignored = pathspec.GitIgnoreSpec.from_lines((ROOT / ".gitignore").read_text().splitlines())
+    assert ignored.match_file(path)
 
 
 class TestCoreTools:

@@ -25,15 +25,17 @@ SUBNETS = {
 PARAMETER_FILES = [
     path for path in INFRA.glob("*.bicepparam") if "using 'main.bicep'" in path.read_text()
 ]
+APPLICATION_ID_URI = "api://contoso.com/acs-token-broker"
+# What has no default.
+REQUIRED = {
+    "AZURE_ENV_NAME": "dev",
+    "AZURE_LOCATION": "swedencentral",
+    "ENTRA_APPLICATION_ID_URI": APPLICATION_ID_URI,
+    "ENTRA_CLIENT_ID": CLIENT_ID,
+}
 FILES = {
     path.stem: parameters_of(
-        path,
-        {
-            "ENTRA_CLIENT_ID": CLIENT_ID,
-            "AZURE_LOCATION": "swedencentral",
-            "ALERT_EMAILS": "ops@contoso.com",
-            "BUDGET_START_MONTH": "2026-12",
-        },
+        path, REQUIRED | {"ALERT_EMAILS": "ops@contoso.com", "BUDGET_START_MONTH": "2026-12"}
     )
     for path in PARAMETER_FILES
 }
@@ -152,9 +154,9 @@ class TestBeside:
         none = deploy(diagnostics=False, logFunctionApp=True, logTableReads=True)
         assert [] == of_type(none, DIAGNOSTICS)
 
-    @pytest.mark.parametrize("name", ["my_env", "dev.1", "dév", "a b", "Dev"])
+    @pytest.mark.parametrize("name", ["my_env", "dev.1", "dév", "a b", "Dev", "entra"])
     def test_name(self, name: str) -> None:
-        """A name that Azure would refuse for some resource is refused before anything is made."""
+        """A name that Azure would refuse for some resource, or that is taken, is refused first."""
         with pytest.raises(FailError, match="environmentName"):
             deploy(environmentName=name)
 
@@ -164,11 +166,49 @@ class TestBeside:
         accounts = of_type(deploy(environmentName=name), "Microsoft.Storage/storageAccounts")
         assert all(re.fullmatch("[a-z0-9]{3,24}", account["name"]) for account in accounts)
 
-    def test_region(self) -> None:
-        """The region has no default: some subscriptions are let into none of the usual ones."""
-        for path in PARAMETER_FILES:
-            with pytest.raises(FailError, match="AZURE_LOCATION"):
-                parameters_of(path, {"ENTRA_CLIENT_ID": CLIENT_ID})
+
+class TestVariables:
+    """What the parameter files make of the environment variables."""
+
+    @each_file
+    @pytest.mark.parametrize("name", REQUIRED)
+    def test_required(self, file: str, name: str) -> None:
+        """What a default would get wrong has none: region, name of the environment, registration.
+
+        Some subscriptions are let into none of the usual regions; a deployment is named after the
+        same variable as the environment; and the URI is whatever the registration has.
+        """
+        given = {key: value for key, value in REQUIRED.items() if key != name}
+        with pytest.raises(FailError, match=name):
+            parameters_of(INFRA / f"{file}.bicepparam", given)
+
+    @each_file
+    def test_environment(self, file: str) -> None:
+        """A file serves an environment of any name."""
+        given = parameters_of(
+            INFRA / f"{file}.bicepparam", REQUIRED | {"AZURE_ENV_NAME": "staging"}
+        )
+        assert "staging" == given["environmentName"]
+
+    @each_file
+    def test_lists(self, file: str) -> None:
+        """Spaces beside the commas of a list belong to no item, and nothing is no item."""
+        lists = {
+            "ALERT_EMAILS": " ops@contoso.com , ada@contoso.com",
+            "ALLOWED_ORIGINS": "https://app.contoso.com, http://localhost:5173,",
+            "ENTRA_TENANT_IDS": " ",
+        }
+        given = parameters_of(INFRA / f"{file}.bicepparam", REQUIRED | lists)
+        assert ["ops@contoso.com", "ada@contoso.com"] == given["alertEmails"]
+        assert ["https://app.contoso.com", "http://localhost:5173"] == given["allowedOrigins"]
+        assert [] == given["entraTenantIds"]
+
+    def test_application_id_uri(self) -> None:
+        """Callers ask for a scope of the registration's own URI, and their tokens are for it."""
+        made = deploy()
+        assert f"{APPLICATION_ID_URI}/access_as_user" == made.outputs["CLIENT_SCOPE"]
+        settings = {it["name"]: it["value"] for it in site(made)["siteConfig"]["appSettings"]}
+        assert APPLICATION_ID_URI in settings["ENTRA_AUDIENCES"]
 
 
 class TestBudget:
@@ -192,8 +232,7 @@ class TestBudget:
     def test_not_asked_for(self) -> None:
         """Without the month in the environment, the parameter files ask for none."""
         for path in PARAMETER_FILES:
-            given = parameters_of(path, {"ENTRA_CLIENT_ID": CLIENT_ID, "AZURE_LOCATION": "x"})
-            assert given["monthlyBudget"] is None
+            assert parameters_of(path, REQUIRED)["monthlyBudget"] is None
 
 
 class TestStorage:

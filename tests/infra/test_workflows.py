@@ -136,17 +136,32 @@ def test_deployment_name() -> None:
     """Each environment's deployment has a name of its own, which infra/outputs.sh looks for."""
     workflow = read(ROOT / ".github/workflows/deploy.yml")
     parameters = (ROOT / workflow["env"]["PARAMETERS"]).read_text()
-    name = workflow["env"]["AZURE_ENV_NAME"]
-    assert f"param environmentName = '{name}'\n" in parameters
+    assert "param environmentName = readEnvironmentVariable('AZURE_ENV_NAME')\n" in parameters
     assert '--name "acs-token-broker-$AZURE_ENV_NAME"' in steps_of(workflow["jobs"]["deploy"])
     assert 'startswith("acs-token-broker-")' in (ROOT / "infra/outputs.sh").read_text()
 
 
 def test_deploy_knows_the_variables() -> None:
-    """The workflow hands on each environment variable that the parameter files read."""
-    handed_on = read(ROOT / ".github/workflows/deploy.yml")["env"]
+    """The workflow hands on each environment variable that the parameter files read.
+
+    What its head says of them is complete.
+    """
+    path = ROOT / ".github/workflows/deploy.yml"
+    handed_on = read(path)["env"]
     parameters = (ROOT / handed_on["PARAMETERS"]).read_text()
     assert set(re.findall(r"readEnvironmentVariable\('(\w+)'", parameters)) <= set(handed_on)
+    text = path.read_text()
+    used = set(re.findall(r"\bvars\.(\w+)", text))
+    assert used == set(re.findall(r"\b[A-Z]+_[A-Z_]+\b", text.partition("\nname:")[0]))
+
+
+def test_ci_knows_the_variables() -> None:
+    """Continuous integration compiles the parameter files with all that have no default."""
+    jobs = read(ROOT / ".github/workflows/ci.yml")["jobs"]
+    text = "".join(path.read_text() for path in (ROOT / "infra").glob("*.bicepparam"))
+    required = set(re.findall(r"readEnvironmentVariable\('(\w+)'\)", text))
+    assert {"AZURE_ENV_NAME", "ENTRA_CLIENT_ID"} <= required
+    assert required <= set(jobs["bicep"]["env"])
 
 
 def test_azd() -> None:
