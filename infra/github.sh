@@ -6,33 +6,33 @@ usage() {
 Lets a GitHub repository deploy, without a secret: its environment, two identities in Entra that
 GitHub's own token opens, their roles in Azure, and the variables of .github/workflows/deploy.yml.
 
-    infra/github.sh [--repository OWNER/NAME] [--environment production] [--branch main]
-                    [--reviewer LOGIN | --reviewer ORGANISATION/TEAM]... [--dry-run]
+    infra/github.sh [--repository OWNER/NAME] [--reviewer LOGIN | --reviewer ORGANISATION/TEAM]...
+                    [--subject-prefix PREFIX] [--dry-run]
 
     --repository      default: the repository of this folder
-    --environment     environment of GitHub that deploys
-    --branch          the only branch that may
     --reviewer        who must agree to each deployment; may be given again
     --subject-prefix  where the repository has a subject claim of its own making, what stands
                       before :environment:... in it
     --dry-run         print each call that changes something, and make none
 
-The variables are those of this shell that infra/production.bicepparam reads: AZURE_LOCATION and
-ENTRA_CLIENT_ID, and where they are set the others, such as ENTRA_APPLICATION_ID_URI, ENTRA_TENANT_IDS,
-ALLOWED_ORIGINS and ALERT_EMAILS.
+The variables are those of this shell that infra/production.bicepparam reads, and must be those of
+the environment prod: source its file first. One that is not set stays as it is in the repository.
 
 Sign in first with `az login` (Owner or User Access Administrator on the subscription, and in Entra
 Application Developer) and `gh auth login` (admin of the repository). A second run changes nothing
-but what is no longer as it should be.
+but what is no longer as it should be. The identities are known by the variables of the repository,
+since anybody in the tenant may give a registration any name.
 USAGE
 }
 
 fail() { printf 'github.sh: %s\n' "$*" >&2; exit 1; }
 
 HERE=$(cd "$(dirname "$0")" && pwd)
-REPOSITORY=
+# What .github/workflows/deploy.yml deploys, and from where.
+NAME=prod
 ENVIRONMENT=production
 BRANCH=main
+REPOSITORY=
 REVIEWERS=
 PREFIX=
 DRY_RUN=
@@ -40,12 +40,10 @@ while [ $# -gt 0 ]; do
   case $1 in
     -h | --help) usage; exit ;;
     --dry-run) DRY_RUN=--dry-run ;;
-    --repository | --environment | --branch | --reviewer | --subject-prefix)
-      [ $# -gt 1 ] || fail "$1 needs a value"
+    --repository | --reviewer | --subject-prefix)
+      case ${2:--} in -*) fail "$1 needs a value" ;; esac
       case $1 in
         --repository) REPOSITORY=$2 ;;
-        --environment) ENVIRONMENT=$2 ;;
-        --branch) BRANCH=$2 ;;
         --reviewer) REVIEWERS="$REVIEWERS $2" ;;
         --subject-prefix) PREFIX=$2 ;;
       esac
@@ -55,23 +53,29 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
+[ "${AZURE_ENV_NAME:-}" = "$NAME" ] ||
+  fail "the workflow deploys $NAME, and this shell has AZURE_ENV_NAME=${AZURE_ENV_NAME:-}: source ./$NAME.env first"
 : "${AZURE_LOCATION:?github.sh: set AZURE_LOCATION, such as swedencentral}"
 : "${ENTRA_CLIENT_ID:?github.sh: set ENTRA_CLIENT_ID, from the registration of the broker}"
+: "${ENTRA_APPLICATION_ID_URI:?github.sh: set ENTRA_APPLICATION_ID_URI, from the registration of the broker}"
 
-# Every call that changes something goes through here. Its input is its first argument. What was
-# made a moment ago is not known everywhere in Entra at once, so each call gets a few tries.
+# Every call that changes something goes through here. Its input is its first argument; ANSWER is
+# what it prints. What was made a moment ago is not known everywhere in Entra at once, so each call
+# of Azure's gets a few tries; what GitHub refuses, it goes on refusing.
 change() {
   local input=$1 shown pause
   shift
   shown=$(printf ' %q' "$@")
   printf '+%s%s\n' "$shown" "${input:+ <<< $input}"
+  ANSWER=
   [ -z "$DRY_RUN" ] || return 0
-  for pause in 5 10 20 40; do
-    if "$@" <<<"$input" >/dev/null; then return 0; fi
+  for pause in 5 10 20 40 ""; do
+    if ANSWER=$("$@" <<<"$input" | tr -d '\r'); then return 0; fi
+    if [ "$1" != az ] || [ -z "$pause" ]; then break; fi
     printf 'Once more in %s seconds.\n' "$pause" >&2
     sleep "$pause"
   done
-  "$@" <<<"$input" >/dev/null || fail "this did not work:$shown"
+  fail "this did not work:$shown"
 }
 
 ask() { az "$@" --output tsv | tr -d '\r'; }
@@ -84,7 +88,6 @@ gh auth status >/dev/null 2>&1 || fail "sign in first: gh auth login"
 REPOSITORY=$(gh repo view ${REPOSITORY:+"$REPOSITORY"} --json nameWithOwner --jq .nameWithOwner) ||
   fail "which repository? --repository OWNER/NAME"
 [[ $REPOSITORY =~ ^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+$ ]] || fail "not OWNER/NAME: $REPOSITORY"
-[[ $ENVIRONMENT =~ ^[A-Za-z0-9_-]+$ ]] || fail "not a name of letters, digits, - and _: $ENVIRONMENT"
 
 # What GitHub itself says it will send as the subject. Repositories that were made, renamed or
 # transferred since July 2026 send ids beside the names:
@@ -100,6 +103,103 @@ if claim.get("use_default", True):
 ' "$REPOSITORY" <<<"$CLAIM")
   [ -n "$PREFIX" ] || fail "$REPOSITORY has a subject claim of its own making ($CLAIM); name it with --subject-prefix"
 fi
+
+# value_of WHERE NAME; prints a variable of the repository or, where WHERE names one, of an environment.
+value_of() {
+  local found
+  found=$(gh variable list --repo "$REPOSITORY" ${1:+--env "$1"} --json name,value 2>/dev/null || echo '[]')
+  python3 -c '
+import json, sys
+print(*(each["value"] for each in json.load(sys.stdin) if each["name"] == sys.argv[1]))
+' "$2" <<<"$found"
+}
+
+# variable WHERE NAME VALUE
+variable() {
+  [ "$(value_of "$1" "$2")" = "$3" ] || change "" gh variable set "$2" --repo "$REPOSITORY" ${1:+--env "$1"} --body "$3"
+}
+
+# Registrations and not managed identities: these would lie in a resource group, go with it, and
+# get tokens that last for a day (https://learn.microsoft.com/entra/identity/managed-identities-azure-resources/managed-identities-faq).
+#
+# known WHERE NAME CREDENTIAL; sets CLIENT_ID to the registration that the variable AZURE_CLIENT_ID
+# names, or to nothing. A name alone makes no registration ours: anybody may take any name, and
+# would have what this script gives to it. Nor is one ours that something else can sign in as.
+known() {
+  local where=$1 name=$2 credential=$3 others secrets
+  CLIENT_ID=$(value_of "$where" AZURE_CLIENT_ID)
+  if [ -n "$CLIENT_ID" ]; then
+    [[ $CLIENT_ID =~ ^[0-9a-fA-F-]{36}$ ]] || fail "AZURE_CLIENT_ID of $REPOSITORY is not a client id: $CLIENT_ID"
+    CLIENT_ID=$(ask ad app list --filter "appId eq '$CLIENT_ID'" --query "[].appId") || fail "Entra does not answer"
+  fi
+  if [ -z "$CLIENT_ID" ]; then
+    others=$(ask ad app list --filter "displayName eq '$name'" --query "[].appId") || fail "Entra does not answer"
+    [ -z "$others" ] || fail "there is a registration named $name that no variable of $REPOSITORY names: $others
+Delete it: az ad app delete --id $others
+Or, if you know it to be yours: gh variable set AZURE_CLIENT_ID --repo $REPOSITORY ${where:+--env $where }--body $others"
+    return 0
+  fi
+  secrets=$(ask ad app show --id "$CLIENT_ID" --query "[passwordCredentials, keyCredentials][].keyId") ||
+    fail "the secrets of $CLIENT_ID do not show"
+  others=$(ask ad app federated-credential list --id "$CLIENT_ID" --query "[?name!='$credential'].name") ||
+    fail "the credentials of $CLIENT_ID do not show"
+  [ -z "$secrets$others" ] || fail "the registration $CLIENT_ID ($name) has credentials that this script did not make: $secrets $others
+Delete them (az ad app credential delete, az ad app federated-credential delete), or have a new
+registration made: gh variable delete AZURE_CLIENT_ID --repo $REPOSITORY ${where:+--env $where}"
+}
+
+# identity KIND WHERE NAME CREDENTIAL SUBJECT; makes of CLIENT_ID, or of a new registration, what it
+# should be. The variable is set at once, so that a second run knows what the first one made.
+identity() {
+  local kind=$1 where=$2 name=$3 credential=$4 subject=$5 principal found parameters
+  local issuer=https://token.actions.githubusercontent.com
+  found=
+  if [ -z "$CLIENT_ID" ]; then
+    # Not `az ad app create`, which takes over what has the name already.
+    change "" az rest --method POST --url https://graph.microsoft.com/v1.0/applications --query appId --output tsv \
+      --body "{\"displayName\": \"$name\", \"signInAudience\": \"AzureADMyOrg\"}"
+    CLIENT_ID=${ANSWER:-<client id of $name>}
+  else
+    [ "$(ask ad app show --id "$CLIENT_ID" --query displayName)" = "$name" ] ||
+      change "" az ad app update --id "$CLIENT_ID" --display-name "$name"
+    found=$(ask ad app federated-credential list --id "$CLIENT_ID" --query "[].[issuer, subject]")
+  fi
+  variable "$where" AZURE_CLIENT_ID "$CLIENT_ID"
+  principal=$(ask ad sp list --filter "appId eq '$CLIENT_ID'" --query "[].id")
+  if [ -z "$principal" ]; then
+    change "" az ad sp create --id "$CLIENT_ID" --query id --output tsv
+    principal=${ANSWER:-<object id of $name>}
+  fi
+  parameters=$(python3 -c '
+import json, sys
+name, issuer, subject = sys.argv[1:]
+print(json.dumps({"name": name, "issuer": issuer, "subject": subject, "audiences": ["api://AzureADTokenExchange"]}))
+' "$credential" "$issuer" "$subject")
+  if [ -z "$found" ]; then
+    change "" az ad app federated-credential create --id "$CLIENT_ID" --parameters "$parameters"
+  elif [ "$found" != "$issuer"$'\t'"$subject" ]; then
+    change "" az ad app federated-credential update --id "$CLIENT_ID" --federated-credential-id "$credential" --parameters "$parameters"
+  fi
+  "$HERE/roles.sh" "$kind" "$principal" --type ServicePrincipal $DRY_RUN
+}
+
+READER_NAME="acs-token-broker reader ($REPOSITORY)"
+DEPLOYER_NAME="acs-token-broker deployer ($REPOSITORY $ENVIRONMENT)"
+known "" "$READER_NAME" pull-requests
+READER=$CLIENT_ID
+known "$ENVIRONMENT" "$DEPLOYER_NAME" "$ENVIRONMENT"
+DEPLOYER=$CLIENT_ID
+
+NAMES=$(sed -n "s/.*readEnvironmentVariable('\([A-Z_]*\)'.*/\1/p" "$HERE/production.bicepparam" | grep -vx AZURE_ENV_NAME)
+printf 'What %s deploys %s with:\n' "$REPOSITORY" "$NAME"
+for name in $NAMES; do
+  if [ -n "${!name:-}" ]; then
+    printf '  %s=%s\n' "$name" "${!name}"
+  else
+    value=$(value_of "" "$name")
+    printf '  %s=%s (not set here: it stays as it is)\n' "$name" "$value"
+  fi
+done
 
 # The environment. Without its rule for branches, the workflow of any branch could deploy.
 IDS=
@@ -145,82 +245,16 @@ if ! grep -qxF "$BRANCH" <<<"$BRANCHES"; then
   change "" gh api --method POST "$ROUTE/deployment-branch-policies" --raw-field "name=$BRANCH"
 fi
 
-# Registrations and not managed identities: these would lie in a resource group, go with it, and
-# get tokens that last for a day (https://learn.microsoft.com/entra/identity/managed-identities-azure-resources/managed-identities-faq).
-# identity KIND NAME CREDENTIAL SUBJECT; sets CLIENT_ID.
-identity() {
-  local kind=$1 name=$2 credential=$3 subject=$4 principal found parameters
-  CLIENT_ID=$(ask ad app list --filter "displayName eq '$name'" --query "[].appId")
-  case $CLIENT_ID in
-    *[[:space:]]*) fail "there are several registrations named $name: delete all but one" ;;
-    "")
-      change "" az ad app create --display-name "$name" --sign-in-audience AzureADMyOrg
-      if [ -n "$DRY_RUN" ]; then
-        CLIENT_ID="<client id of $name>"
-      else
-        CLIENT_ID=$(created ad app list --filter "displayName eq '$name'" --query "[].appId")
-      fi
-      ;;
-  esac
-  principal=$(ask ad sp list --filter "appId eq '$CLIENT_ID'" --query "[].id")
-  if [ -z "$principal" ]; then
-    change "" az ad sp create --id "$CLIENT_ID"
-    if [ -n "$DRY_RUN" ]; then
-      principal="<object id of $name>"
-    else
-      principal=$(created ad sp list --filter "appId eq '$CLIENT_ID'" --query "[].id")
-    fi
-  fi
-  parameters=$(python3 -c '
-import json, sys
-issuer = "https://token.actions.githubusercontent.com"
-name, subject = sys.argv[1:]
-print(json.dumps({"name": name, "issuer": issuer, "subject": subject, "audiences": ["api://AzureADTokenExchange"]}))
-' "$credential" "$subject")
-  # In a dry run, a registration that is not there has no credential either.
-  found=$(ask ad app federated-credential list --id "$CLIENT_ID" --query "[?name=='$credential'].subject" 2>/dev/null || true)
-  if [ -z "$found" ]; then
-    change "" az ad app federated-credential create --id "$CLIENT_ID" --parameters "$parameters"
-  elif [ "$found" != "$subject" ]; then
-    change "" az ad app federated-credential update --id "$CLIENT_ID" --federated-credential-id "$credential" --parameters "$parameters"
-  fi
-  "$HERE/roles.sh" "$kind" "$principal" --type ServicePrincipal $DRY_RUN
-}
-
-# Ask until what was made shows.
-created() {
-  local pause found
-  for pause in 2 4 8 16 32; do
-    found=$(ask "$@")
-    if [ -n "$found" ]; then printf '%s\n' "$found"; return; fi
-    sleep "$pause"
-  done
-  fail "what was made does not show; run this again"
-}
-
-identity reader "acs-token-broker reader ($REPOSITORY)" pull-requests "$PREFIX:pull_request"
-READER=$CLIENT_ID
-identity deployer "acs-token-broker deployer ($REPOSITORY $ENVIRONMENT)" "$ENVIRONMENT" "$PREFIX:environment:$ENVIRONMENT"
-DEPLOYER=$CLIENT_ID
-
-# variable WHERE NAME VALUE
-variable() {
-  local where=$1 name=$2 value=$3 found
-  found=$(gh variable list --repo "$REPOSITORY" ${where:+--env "$where"} --json name,value 2>/dev/null || echo '[]')
-  found=$(python3 -c '
-import json, sys
-print(*(each["value"] for each in json.load(sys.stdin) if each["name"] == sys.argv[1]))
-' "$name" <<<"$found")
-  [ "$found" = "$value" ] || change "" gh variable set "$name" --repo "$REPOSITORY" ${where:+--env "$where"} --body "$value"
-}
-
 variable "" AZURE_TENANT_ID "$TENANT"
 variable "" AZURE_SUBSCRIPTION_ID "$SUBSCRIPTION"
-NAMES=$(sed -n "s/.*readEnvironmentVariable('\([A-Z_]*\)'.*/\1/p" "$HERE/production.bicepparam")
 for name in $NAMES; do
   if [ -n "${!name:-}" ]; then variable "" "$name" "${!name}"; fi
 done
-variable "$ENVIRONMENT" AZURE_CLIENT_ID "$DEPLOYER"
-# The last one, since the workflow does nothing until it is set.
-variable "" AZURE_CLIENT_ID "$READER"
+CLIENT_ID=$DEPLOYER
+identity deployer "$ENVIRONMENT" "$DEPLOYER_NAME" "$ENVIRONMENT" "$PREFIX:environment:$ENVIRONMENT"
+DEPLOYER=$CLIENT_ID
+# The last one, since the workflow does nothing until its variable is set.
+CLIENT_ID=$READER
+identity reader "" "$READER_NAME" pull-requests "$PREFIX:pull_request"
+READER=$CLIENT_ID
 printf 'Done: %s deploys from %s as %s, and shows what would change as %s.\n' "$REPOSITORY" "$BRANCH" "$DEPLOYER" "$READER"

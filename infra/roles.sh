@@ -32,10 +32,10 @@ while [ $# -gt 0 ]; do
   case $1 in
     -h | --help) usage; exit ;;
     --dry-run) DRY_RUN=1 ;;
-    --type) [ $# -gt 1 ] || fail "--type needs a value"; TYPE=$2; shift ;;
+    --type) case ${2:--} in -*) fail "--type needs a value" ;; esac; TYPE=$2; shift ;;
     deployer | reader) KIND=$1 ;;
     -*) usage >&2; exit 2 ;;
-    *) PRINCIPAL=$1 ;;
+    *) [ -z "$PRINCIPAL" ] || fail "one object id at a time"; PRINCIPAL=$1 ;;
   esac
   shift
 done

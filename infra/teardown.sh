@@ -37,7 +37,7 @@ while [ $# -gt 0 ]; do
     --dry-run) DRY_RUN=1 ;;
     --purge-logs) PURGE_LOGS=1 ;;
     --yes | --registration)
-      [ $# -gt 1 ] || fail "$1 needs a value"
+      case ${2:--} in -*) fail "$1 needs a value" ;; esac
       if [ "$1" = --yes ]; then CONFIRMED=$2; else REGISTRATIONS="$REGISTRATIONS$2"$'\n'; fi
       shift
       ;;

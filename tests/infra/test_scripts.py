@@ -380,6 +380,12 @@ class TestRoles:
         assert 1 == finished.code
         assert "az login" in finished.err
 
+    def test_two(self, cloud: Cloud) -> None:
+        """Of two object ids, the second one is not silently taken."""
+        finished = cloud.script("roles.sh", "reader", PRINCIPAL, CLIENT_ID)
+        assert (1, []) == (finished.code, cloud.calls())
+        assert "one object id" in finished.err
+
 
 def tuple_of(finished: Finished) -> tuple[int, str, str]:
     """Return all that a script did."""
@@ -392,22 +398,37 @@ class TestGithub:
     VARIABLES = {  # noqa: RUF012 - nothing changes it
         "AZURE_LOCATION": "swedencentral",
         "ENTRA_CLIENT_ID": CLIENT_ID,
+        "ENTRA_APPLICATION_ID_URI": "api://contoso.com/acs-token-broker",
         "ALERT_EMAILS": "ops@contoso.com",
     }
 
-    def run(self, cloud: Cloud, *arguments: str) -> Finished:
-        """Run the script with the variables that it hands on."""
-        return cloud.script("github.sh", *arguments, **self.VARIABLES)
+    def run(self, cloud: Cloud, *arguments: str, **changes: str) -> Finished:
+        """Run the script in a shell of the environment prod."""
+        variables = {"AZURE_ENV_NAME": "prod", **self.VARIABLES, **changes}
+        return cloud.script("github.sh", *arguments, **variables)
+
+    @staticmethod
+    def registered(cloud: Cloud, kind: str) -> dict[str, Any]:
+        """Return the one registration of a kind, `reader` or `deployer`."""
+        (found,) = (each for each in cloud.state("azure")["apps"] if kind in each["displayName"])
+        app: dict[str, Any] = found
+        return app
+
+    def change_app(self, cloud: Cloud, kind: str, **changes: object) -> None:
+        """Change the one registration of a kind."""
+        apps = cloud.state("azure")["apps"]
+        changed = [{**app, **(changes if kind in app["displayName"] else {})} for app in apps]
+        cloud.change("azure", apps=changed)
 
     def test_new_repository(self, cloud: Cloud) -> None:
         """A new repository has all that the workflow needs afterwards."""
         finished = self.run(cloud, "--reviewer", "ada", "--reviewer", "contoso/operators")
         assert (0, "") == (finished.code, finished.err)
         azure, github = cloud.state("azure"), cloud.state("github")
-        reader, deployer = azure["apps"]
+        reader, deployer = (self.registered(cloud, kind) for kind in ("reader", "deployer"))
         subject = "repo:contoso@12/broker@34"
-        assert {"pull-requests": f"{subject}:pull_request"} == reader["credentials"]
-        assert {"production": f"{subject}:environment:production"} == deployer["credentials"]
+        assert {"pull-requests": f"{subject}:pull_request"} == subjects(reader)
+        assert {"production": f"{subject}:environment:production"} == subjects(deployer)
         roles = {
             app["appId"]: {
                 each["role"]
@@ -440,7 +461,22 @@ class TestGithub:
         finished = self.run(cloud, "--reviewer", "ada")
         assert (0, "") == (finished.code, finished.err)
         assert [] == cloud.changes()
-        assert [finished.out] == re.findall(r"^Done: .*\n", finished.out)
+        assert finished.out.splitlines()[-1].startswith("Done: contoso/broker deploys from main")
+
+    def test_half_done(self, cloud: Cloud) -> None:
+        """A run that stopped after a registration was made goes on with it, as it is ours."""
+        before = cloud.state("github")
+        self.run(cloud)
+        apps = cloud.state("azure")["apps"]
+        deployer = self.registered(cloud, "deployer")["appId"]
+        cloud.change("azure", apps=[{**apps[0], "credentials": {}}], principals={}, assignments=[])
+        cloud.change(
+            "github",
+            variables={**before["variables"], "production": {"AZURE_CLIENT_ID": deployer}},
+        )
+        assert 0 == self.run(cloud).code
+        assert deployer == self.registered(cloud, "deployer")["appId"]
+        assert 2 == len(cloud.state("azure")["apps"])
 
     def test_dry_run(self, cloud: Cloud) -> None:
         """A dry run makes no call that changes something, and prints those that a run makes."""
@@ -468,18 +504,41 @@ class TestGithub:
         """Where GitHub names no prefix, the subject is of names alone."""
         cloud.change("github", claim={"use_default": True})
         assert 0 == self.run(cloud).code
-        assert "repo:contoso/broker:pull_request" in str(cloud.state("azure")["apps"][0])
+        assert "repo:contoso/broker:pull_request" in str(self.registered(cloud, "reader"))
 
     def test_renamed(self, cloud: Cloud) -> None:
-        """A repository that sends another subject than last time gets its credentials changed."""
+        """A repository under another name keeps its identities, with new subjects and names."""
         self.run(cloud)
-        cloud.change("github", claim={"use_default": True, "sub_claim_prefix": "repo:c@12/b@34"})
+        before = {app["appId"] for app in cloud.state("azure")["apps"]}
+        claim = {"use_default": True, "sub_claim_prefix": "repo:c@12/b@34"}
+        cloud.change("github", repository="c/b", claim=claim)
         cloud.changes()
         assert 0 == self.run(cloud).code
-        assert 2 == len(cloud.changes())
-        assert {"pull-requests": "repo:c@12/b@34:pull_request"} == cloud.state("azure")["apps"][0][
-            "credentials"
-        ]
+        assert 4 == len(cloud.changes())
+        assert before == {app["appId"] for app in cloud.state("azure")["apps"]}
+        reader = self.registered(cloud, "reader")
+        assert "acs-token-broker reader (c/b)" == reader["displayName"]
+        assert {"pull-requests": "repo:c@12/b@34:pull_request"} == subjects(reader)
+
+    def test_other_issuer(self, cloud: Cloud) -> None:
+        """Only GitHub's tokens open an identity, whoever has changed that."""
+        self.run(cloud)
+        credentials = self.registered(cloud, "deployer")["credentials"]
+        changed = {**credentials["production"], "issuer": "https://evil.example.com"}
+        self.change_app(cloud, "deployer", credentials={"production": changed})
+        assert 0 == self.run(cloud).code
+        assert credentials == self.registered(cloud, "deployer")["credentials"]
+
+    def test_deleted_registration(self, cloud: Cloud) -> None:
+        """A registration that was deleted is made anew."""
+        self.run(cloud)
+        old = self.registered(cloud, "reader")
+        apps = [app for app in cloud.state("azure")["apps"] if app != old]
+        cloud.change("azure", apps=apps)
+        assert 0 == self.run(cloud).code
+        new = self.registered(cloud, "reader")["appId"]
+        assert new != old["appId"]
+        assert new == cloud.state("github")["variables"][""]["AZURE_CLIENT_ID"]
 
     def test_customised_subject(self, cloud: Cloud) -> None:
         """A subject that the repository made up is not guessed."""
@@ -491,7 +550,7 @@ class TestGithub:
         assert "--subject-prefix" in finished.err
         assert [] == cloud.changes()
         assert 0 == self.run(cloud, "--subject-prefix", "repository_id:34").code
-        assert "repository_id:34:pull_request" in str(cloud.state("azure")["apps"][0])
+        assert "repository_id:34:pull_request" in str(self.registered(cloud, "reader"))
 
     def test_keeps_the_environment(self, cloud: Cloud) -> None:
         """What is set on an environment already stays; only what is missing is added."""
@@ -516,14 +575,74 @@ class TestGithub:
         assert after["deployment_branch_policy"]["custom_branch_policies"]
         assert ["main"] == after["branches"]
 
-    def test_ambiguous(self, cloud: Cloud) -> None:
-        """Where two registrations have the name, neither is chosen."""
-        app = {"displayName": "acs-token-broker reader (contoso/broker)", "credentials": {}}
-        apps = [{**app, "id": f"id-{n}", "appId": f"app-{n}"} for n in (1, 2)]
-        cloud.change("azure", apps=apps)
+    @pytest.mark.parametrize(
+        ("name", "where"),
+        [
+            ("reader (contoso/broker)", ""),
+            ("deployer (contoso/broker production)", "--env production "),
+        ],
+    )
+    def test_stranger(self, cloud: Cloud, name: str, where: str) -> None:
+        """A registration that only has the name gets no role: anybody may give it that name."""
+        app = {
+            "id": "object-1",
+            "appId": CLIENT_ID,
+            "displayName": f"acs-token-broker {name}",
+            "credentials": {},
+            "secrets": [],
+        }
+        policy = {"protected_branches": False, "custom_branch_policies": True}
+        environment = {"name": "production", "branches": ["main"], "protection_rules": []}
+        cloud.change("azure", apps=[app])
+        cloud.change("github", environments=[{**environment, "deployment_branch_policy": policy}])
         finished = self.run(cloud)
+        assert (1, []) == (finished.code, cloud.changes())
+        adopt = f"gh variable set AZURE_CLIENT_ID --repo contoso/broker {where}--body {CLIENT_ID}"
+        assert f"az ad app delete --id {CLIENT_ID}\n" in finished.err
+        assert adopt in finished.err
+        assert 0 == cloud.run(*shlex.split(adopt)).code
+        assert 0 == self.run(cloud).code
+        assert CLIENT_ID in {each["appId"] for each in cloud.state("azure")["apps"]}
+        assert 2 == len(cloud.state("azure")["apps"])
+
+    @pytest.mark.parametrize("kind", ["reader", "deployer"])
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            pytest.param({"secrets": ["secret-1"]}, id="secret"),
+            pytest.param({"credentials": {"other": {"issuer": "x", "subject": "y"}}}, id="issuer"),
+        ],
+    )
+    def test_armed(self, cloud: Cloud, kind: str, changes: dict[str, Any]) -> None:
+        """An identity that something else than the workflow can sign in as is refused."""
+        self.run(cloud)
+        self.change_app(cloud, kind, **changes)
+        cloud.changes()
+        finished = self.run(cloud)
+        assert (1, []) == (finished.code, cloud.changes())
+        assert "credentials that this script did not make: " in finished.err
+        assert self.registered(cloud, kind)["appId"] in finished.err
+
+    def test_other_environment(self, cloud: Cloud) -> None:
+        """The values of another environment do not become production's."""
+        finished = self.run(cloud, AZURE_ENV_NAME="dev")
+        assert (1, []) == (finished.code, cloud.changes())
+        assert "source ./prod.env" in finished.err
+
+    def test_shows(self, cloud: Cloud) -> None:
+        """What production will be deployed with is shown, with what only the repository knows."""
+        cloud.change("github", variables={"": {"ALLOWED_ORIGINS": "http://localhost:5173"}})
+        finished = self.run(cloud, "--dry-run")
+        assert "  ALERT_EMAILS=ops@contoso.com\n" in finished.out
+        assert "  ALLOWED_ORIGINS=http://localhost:5173 (not set here: it stays" in finished.out
+
+    def test_github_refuses(self, cloud: Cloud) -> None:
+        """What GitHub refuses, such as reviewers on a plan without them, is not tried again."""
+        cloud.change("github", refuses="--method")
+        finished = self.run(cloud, "--reviewer", "ada")
         assert 1 == finished.code
-        assert "several registrations" in finished.err
+        assert "Once more" not in finished.err
+        assert "this did not work: gh api --method PUT" in finished.err
 
     @pytest.mark.parametrize(("of", "said"), [("azure", "az login"), ("github", "gh auth login")])
     def test_not_signed_in(self, cloud: Cloud, of: str, said: str) -> None:
@@ -536,9 +655,37 @@ class TestGithub:
 
     def test_no_variables(self, cloud: Cloud) -> None:
         """What it hands on must be set."""
-        finished = cloud.script("github.sh", ENTRA_CLIENT_ID=CLIENT_ID)
-        assert 1 == finished.code
-        assert "set AZURE_LOCATION" in finished.err
+        for name in ("AZURE_LOCATION", "ENTRA_CLIENT_ID", "ENTRA_APPLICATION_ID_URI"):
+            finished = self.run(cloud, **{name: ""})
+            assert 1 == finished.code
+            assert f"set {name}" in finished.err
+        assert [] == cloud.calls()
+
+
+def subjects(app: dict[str, Any]) -> dict[str, str]:
+    """Return whom a registration lets in, by the names of its credentials."""
+    return {name: credential["subject"] for name, credential in app["credentials"].items()}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["github.sh", "--repository", "--dry-run"],
+        ["github.sh", "--reviewer", "--dry-run"],
+        ["github.sh", "--subject-prefix", "--dry-run"],
+        ["roles.sh", "deployer", PRINCIPAL, "--type", "--dry-run"],
+        ["teardown.sh", "dev", "--registration", "--dry-run"],
+        ["teardown.sh", "dev", "--yes", "--dry-run"],
+        ["teardown.sh", "dev", "--yes"],
+    ],
+    ids=" ".join,
+)
+def test_no_value(cloud: Cloud, command: list[str]) -> None:
+    """A value that was forgotten is not the next option: a dry run would become a real one."""
+    variables = {"AZURE_ENV_NAME": "prod", **TestGithub.VARIABLES}
+    finished = cloud.script(*command, **variables)
+    assert (1, []) == (finished.code, cloud.calls())
+    assert "needs a value" in finished.err
 
 
 class TestTeardown:
@@ -558,7 +705,7 @@ class TestTeardown:
                 "resources": [f"Microsoft.Web/sites func-{environment}"],
             }
 
-        registered = {"id": "object-1", "appId": CLIENT_ID, "displayName": "x", "credentials": {}}
+        registered = {"id": "object-1", "appId": CLIENT_ID, "displayName": "Broker"}
         role = {"scope": ELSEWHERE, "role": "Owner of ACS", "condition": None}
         cloud.change(
             "azure",

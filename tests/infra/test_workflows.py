@@ -138,6 +138,11 @@ def test_deployment_name() -> None:
     parameters = (ROOT / workflow["env"]["PARAMETERS"]).read_text()
     assert "param environmentName = readEnvironmentVariable('AZURE_ENV_NAME')\n" in parameters
     assert '--name "acs-token-broker-$AZURE_ENV_NAME"' in steps_of(workflow["jobs"]["deploy"])
+    github = (ROOT / "infra/github.sh").read_text()
+    assert f"\nNAME={workflow['env']['AZURE_ENV_NAME']}\n" in github
+    assert f"\nENVIRONMENT={workflow['jobs']['deploy']['environment']['name']}\n" in github
+    assert ["main"] == workflow["on"]["push"]["branches"]
+    assert "\nBRANCH=main\n" in github
     assert 'startswith("acs-token-broker-")' in (ROOT / "infra/outputs.sh").read_text()
 
 

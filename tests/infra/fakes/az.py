@@ -161,9 +161,11 @@ def main(command: str, given: dict[str, Any]) -> None:  # noqa: C901, PLR0912, P
             key, value = filtered(given["filter"])
             wanted_id = "id" if given["query"] == "[].id" else "appId"
             shown([app[wanted_id] for app in STATE["apps"] if app[key] == value])
-        case "ad app create":
-            app = {"id": new_id(), "appId": new_id(), "displayName": given["display-name"]}
-            STATE["apps"].append({**app, "credentials": {}})
+        case "ad app show":
+            app = registered(given["id"])
+            shown([app["displayName"]] if given["query"] == "displayName" else app["secrets"])
+        case "ad app update":
+            registered(given["id"])["displayName"] = given["display-name"]
         case "ad app delete":
             app = registered(given["id"])
             STATE["apps"].remove(app)
@@ -173,14 +175,23 @@ def main(command: str, given: dict[str, Any]) -> None:  # noqa: C901, PLR0912, P
             _, value = filtered(given["filter"])
             shown([STATE["principals"][value]] if value in STATE["principals"] else [])
         case "ad sp create":
-            STATE["principals"][registered(given["id"])["appId"]] = new_id()
+            principal = STATE["principals"][registered(given["id"])["appId"]] = new_id()
+            shown(principal)
         case "ad app federated-credential list":
             credentials = registered(given["id"])["credentials"]
-            (name,) = re.findall(r"name=='([^']*)'", given["query"])
-            shown([credentials[name]] if name in credentials else [])
+            if given["query"] == "[].[issuer, subject]":
+                shown([[each["issuer"], each["subject"]] for each in credentials.values()])
+            else:
+                (name,) = re.findall(r"name!='([^']*)'", given["query"])
+                shown([each for each in credentials if each != name])
         case "ad app federated-credential create" | "ad app federated-credential update":
             credential = json.loads(given["parameters"])
-            registered(given["id"])["credentials"][credential["name"]] = credential["subject"]
+            registered(given["id"])["credentials"][credential["name"]] = credential
+        case "rest" if given["method"] == "POST":
+            name = json.loads(given["body"])["displayName"]
+            app = {"id": new_id(), "appId": new_id(), "displayName": name}
+            STATE["apps"].append({**app, "credentials": {}, "secrets": []})
+            shown(app["appId"])
         case "rest":
             path = given["url"].removeprefix(
                 "https://graph.microsoft.com/v1.0/directory/deletedItems/"

@@ -78,6 +78,8 @@ def api(method: str, path: str, rest: list[str]) -> None:
 
 def main(arguments: list[str]) -> None:
     """Answer one call, and change what there is."""
+    if STATE.get("refuses") in arguments:
+        refuse("Validation Failed (HTTP 422)")
     where = arguments[arguments.index("--env") + 1] if "--env" in arguments else ""
     match arguments:
         case ["auth", "status"]:
