@@ -11,34 +11,42 @@ Prints the outputs of one environment's newest deployment, whether `az` or `azd`
 
 Without the environment's name, $AZURE_ENV_NAME is taken. The subscription is that of `az login`.
 Where an environment is not found, what is evaluated unsets the variables, so that no later command
-meets another environment.
+meets another environment. Of the outputs, those count that infra/main.bicep has.
 USAGE
 }
 
 HERE=$(cd "$(dirname "$0")" && pwd)
-ENVIRONMENT=${AZURE_ENV_NAME:-}
+OUTPUTS=$(sed -n 's/^output \([A-Z_]*\) .*/ \1/p' "$HERE/main.bicep" | tr -d '\n')
+ENVIRONMENT=
 NAME=
 FORMAT=shell
 
-# What `eval` runs after a failure. An output has an underscore in its name.
+# What is printed is what `eval` runs after a failure.
 fail() {
   printf 'outputs.sh: %s\n' "$*" >&2
-  if [ "$FORMAT" = shell ]; then
-    printf 'unset%s; false\n' "$(sed -n 's/^output \([A-Z_]*\) .*/ \1/p' "$HERE/main.bicep" | tr -d '\n')"
-  fi
+  if [ "$FORMAT" = shell ]; then printf 'unset%s; false\n' "$OUTPUTS"; fi
   exit 1
 }
 
+WRONG=
 for argument in "$@"; do
   case $argument in
     -h | --help) usage; exit ;;
     --json) FORMAT=json ;;
-    -*) usage >&2; exit 2 ;;
-    *_*) NAME=$argument FORMAT=value ;;
-    *) ENVIRONMENT=$argument ;;
+    -*) WRONG="there is no option $argument: infra/outputs.sh --help" ;;
+    *_*) # An output has an underscore in its name.
+      [ -z "$NAME" ] || WRONG="one output at a time, not $NAME and $argument"
+      NAME=$argument FORMAT=value
+      ;;
+    *)
+      [ -z "$ENVIRONMENT" ] || WRONG="one environment at a time, not $ENVIRONMENT and $argument"
+      ENVIRONMENT=$argument
+      ;;
   esac
 done
 
+[ -z "$WRONG" ] || fail "$WRONG"
+ENVIRONMENT=${ENVIRONMENT:-${AZURE_ENV_NAME:-}}
 [ -n "$ENVIRONMENT" ] || fail "which environment? infra/outputs.sh NAME, or set AZURE_ENV_NAME"
 [[ $ENVIRONMENT =~ ^[A-Za-z0-9-]+$ ]] || fail "not the name of an environment: $ENVIRONMENT"
 command -v az >/dev/null || fail "the Azure CLI is not here: https://aka.ms/azure-cli"
@@ -73,18 +81,19 @@ KNOWN=${FOUND#*$'\n'}
 
 # Names in upper case, as in main.bicep: Azure gives some back as azurE_RESOURCE_GROUP.
 PROGRAM='
-import json, re, shlex, sys
+import json, shlex, sys
 
-environment, form, name = sys.argv[1:]
+environment, form, name, known = sys.argv[1:]
 outputs = json.load(sys.stdin) or {}
-texts = {key.upper(): output["value"] for key, output in outputs.items()}
-values = {key: text if type(text) is str else json.dumps(text) for key, text in texts.items()}
-if not values:
+if not outputs:
     sys.exit(3)
-if values.get("AZURE_RESOURCE_GROUP") != "rg-acs-token-broker-" + environment:
+# No other name is taken: what is printed is evaluated, and PATH would be set as well.
+texts = {key.upper(): output["value"] for key, output in outputs.items() if key.upper() in known.split()}
+values = {key: text if type(text) is str else json.dumps(text) for key, text in texts.items()}
+group = values.get("AZURE_RESOURCE_GROUP")
+if group != "rg-acs-token-broker-" + environment:
+    print(group or "no group of ours")
     sys.exit(4)
-if not all(re.fullmatch("[A-Z_][A-Z0-9_]*", key) for key in values):
-    sys.exit("strange names: " + ascii(list(values)))  # What is printed is evaluated.
 if form == "json":
     print(json.dumps(values, indent=2))
 elif form == "shell":
@@ -96,18 +105,19 @@ else:
     sys.stderr.write("the outputs are " + ", ".join(sorted(values)) + "\n")
     sys.exit(5)
 '
+OTHERS=
 for deployment in $DEPLOYMENTS; do
-  OUTPUTS=$(az deployment sub show --name "$deployment" --query properties.outputs --output json) ||
+  RECORD=$(az deployment sub show --name "$deployment" --query properties.outputs --output json) ||
     fail "the deployment $deployment could not be read"
   status=0
-  TEXT=$(python3 -c "$PROGRAM" "$ENVIRONMENT" "$FORMAT" "$NAME" <<<"$OUTPUTS") || status=$?
+  TEXT=$(python3 -c "$PROGRAM" "$ENVIRONMENT" "$FORMAT" "$NAME" "$OUTPUTS" <<<"$RECORD") || status=$?
   case $status in
     0) printf '%s\n' "$TEXT"; exit ;;
     3) fail "the environment $ENVIRONMENT was taken down (the deployment $deployment is empty)" ;;
-    4) continue ;; # Another service's environment of the same name.
+    4) OTHERS="$OTHERS The deployment $deployment made $TEXT." ;; # Another service's, or a slip.
     5) fail "there is no output $NAME" ;;
     *) fail "the outputs of the deployment $deployment could not be understood" ;;
   esac
 done
 
-fail "no deployment of an environment $ENVIRONMENT has succeeded here. There are: ${KNOWN:-none}"
+fail "no deployment of an environment $ENVIRONMENT has succeeded here. There are: ${KNOWN:-none}.$OTHERS"

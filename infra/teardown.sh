@@ -3,8 +3,8 @@ set -euo pipefail
 
 usage() {
   cat <<'USAGE'
-Takes an environment down: locks, resources, what stands on resources of other groups, and the
-records of its deployments. It shows all that first, and asks for the environment's name.
+Takes an environment down: locks, resources, what stands on an ACS resource of another group, and
+the records of its deployments. It shows all that first, and asks for the environment's name.
 
     infra/teardown.sh ENVIRONMENT [--dry-run] [--yes ENVIRONMENT] [--purge-logs]
                       [--registration CLIENT_ID]...
@@ -13,8 +13,8 @@ records of its deployments. It shows all that first, and asks for the environmen
     --yes NAME      do not ask; NAME must be the environment's
     --purge-logs    delete the logs for good. Otherwise the workspace can be recovered for 14 days,
                     and a new deployment of the same environment gets it back with its logs.
-    --registration  delete a registration in Entra as well, for good, with its roles. All
-                    environments may share it.
+    --registration  delete a registration in Entra as well, for good, with its roles: not one of
+                    the broker that another environment of the subscription uses
 
 The mapping tables cannot be made again: infra/export.py writes them to files.
 Whoever runs it needs the roles of a deployer (infra/roles.sh); --registration also takes Cloud
@@ -104,6 +104,20 @@ if [ "$PRESENT" = true ]; then
   fi
 fi
 
+# Without the broker's registration, an environment that is left would let nobody in.
+if [ -n "$REGISTRATIONS" ]; then
+  OTHERS=$(ask group list --query "[?starts_with(name, 'rg-acs-token-broker-')].name")
+  for other in $OTHERS; do
+    [ "$other" != "$GROUP" ] || continue
+    other=${other#rg-acs-token-broker-}
+    url=$("$HERE/outputs.sh" "$other" ADMIN_CONSENT_URL) ||
+      fail "which registration the environment $other uses is not known: take it down first"
+    for id in $REGISTRATIONS; do
+      if grep -qi "client_id=$id" <<<"$url"; then fail "the environment $other uses the registration $id, too"; fi
+    done
+  done
+fi
+
 DEPLOYMENTS=$(ask deployment sub list --query "[?name=='acs-token-broker-$ENVIRONMENT' \
   || (tags.\"azd-env-name\"=='$ENVIRONMENT' && tags.\"azd-project-name\"=='acs-token-broker')].name")
 
@@ -116,7 +130,10 @@ else
 fi
 for line in $LOCKS $ASSIGNMENTS $DEPLOYMENTS; do printf '  %s\n' "$line"; done
 for line in $SETTINGS; do printf '  the diagnostic setting %s of %s\n' "$line" "$ACS"; done
-for line in $REGISTRATIONS; do printf '  the registration %s, for good\n' "$line"; done
+for line in $REGISTRATIONS; do
+  name=$(ask ad app list --filter "appId eq '$line'" --query "[].displayName")
+  printf '  the registration %s (%s), for good\n' "$line" "${name:-deleted already, or not there}"
+done
 
 if [ -z "$DRY_RUN" ] && [ -z "$CONFIRMED" ]; then
   [ -t 0 ] || fail "nobody to ask: --yes $ENVIRONMENT"

@@ -124,6 +124,7 @@ def outputs_of(environment: str, **more: str) -> dict[str, str]:
         "AZURE_RESOURCE_GROUP": group,
         "AZURE_FUNCTION_NAME": f"func-{environment}",
         "AZURE_FUNCTION_URL": f"https://func-{environment}.azurewebsites.net",
+        "ADMIN_CONSENT_URL": f"https://login/{{tenant}}/adminconsent?client_id=of-{environment}&x",
         "MAPPINGS_TABLE_ENDPOINT": "https://stabc.table.core.windows.net/",
         "ACS_RESOURCE_ID": f"{SCOPE}/resourceGroups/{group}/providers/x/acs",
         "IDENTITY_PRINCIPAL_ID": PRINCIPAL,
@@ -259,14 +260,49 @@ class TestOutputs:
         assert evil == cloud.run("bash", "-c", command).out
 
     def test_strange_name(self, cloud: Cloud) -> None:
-        """Nor is a name a command."""
-        outputs = outputs_of("dev", **{"X_;touch hacked;Y": "1"})
+        """Nor is a name a command, or a variable that means something to the shell."""
+        outputs = outputs_of(
+            "dev", **{"X_;touch hacked;Y": "1", "PATH": "/evil", "LD_PRELOAD": "x"}
+        )
         cloud.change(
             "azure", deployments=[deployment("acs-token-broker-dev", "1", outputs=outputs)]
         )
         finished = cloud.script("outputs.sh", "dev")
+        assert 0 == finished.code
+        names = re.findall(r"^export (.*?)=", finished.out, re.MULTILINE)
+        assert sorted(outputs_of("dev")) == names
+        assert len(names) == len(finished.out.splitlines())
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            pytest.param("dev --jsn", "there is no option --jsn", id="option"),
+            pytest.param("dev prod", "one environment at a time, not dev and prod", id="two"),
+        ],
+    )
+    def test_misused(self, cloud: Cloud, arguments: str, said: str) -> None:
+        """What was not meant is not answered, and does not pass for an answer in `eval`."""
+        cloud.change(
+            "azure",
+            deployments=[
+                deployment(f"acs-token-broker-{name}", "1", outputs=outputs_of(name))
+                for name in ("dev", "prod")
+            ],
+        )
+        command = f'eval "$(infra/outputs.sh {arguments})" && echo on'
+        finished = cloud.run("bash", "-c", command, AZURE_ENV_NAME="dev")
+        assert "" == finished.out
+        assert said in finished.err
+        assert [] == cloud.calls()
+
+    def test_slip(self, cloud: Cloud) -> None:
+        """Where a deployment made another environment than its name says, that is said."""
+        records = [deployment("acs-token-broker-dev", "1", outputs=outputs_of("prod"))]
+        cloud.change("azure", deployments=records)
+        finished = cloud.script("outputs.sh", "dev")
         assert 1 == finished.code
-        assert "touch" not in finished.out
+        said = "The deployment acs-token-broker-dev made rg-acs-token-broker-prod."
+        assert said in finished.err
 
     def test_failure_is_noticed(self, cloud: Cloud) -> None:
         """Variables of another environment do not outlive a failure, and `&&` does not go on."""
@@ -287,6 +323,7 @@ class TestOutputs:
             ),
             pytest.param(["gone"], "the environment gone was taken down", id="taken down"),
             pytest.param(["dev", "NO_SUCH"], "there is no output NO_SUCH", id="no such output"),
+            pytest.param(["dev", "TOKEN_URL", "ACS_ENDPOINT"], "one output at a time", id="two"),
             pytest.param([], "which environment?", id="none"),
             pytest.param(["x' || true"], "not the name of an environment", id="no name"),
             pytest.param(["shop"], "no deployment of an environment shop", id="another service's"),
@@ -779,6 +816,26 @@ class TestTeardown:
         ] == stands.changes()[-3:]
         assert ([], []) == (stands.state("azure")["apps"], stands.state("azure")["deleted"])
 
+    def test_shared_registration(self, stands: Cloud) -> None:
+        """A registration that another environment lets people in with stays."""
+        url = f"https://login/{{tenant}}/adminconsent?client_id={CLIENT_ID.upper()}&x"
+        prod = deployment("acs-token-broker-prod", "1", outputs=outputs_of("prod"))
+        using = deployment(
+            "acs-token-broker-prod", "1", outputs=outputs_of("prod", ADMIN_CONSENT_URL=url)
+        )
+        dev = stands.state("azure")["deployments"][0]
+        command = ("teardown.sh", "dev", "--yes", "dev", "--registration", CLIENT_ID)
+        for records, said in (
+            ([dev, using], f"the environment prod uses the registration {CLIENT_ID}, too"),
+            ([dev], "which registration the environment prod uses is not known"),
+        ):
+            stands.change("azure", deployments=records)
+            finished = stands.script(*command)
+            assert (1, []) == (finished.code, stands.changes())
+            assert said in finished.err
+        stands.change("azure", deployments=[dev, prod])
+        assert 0 == stands.script(*command).code
+
     def test_half_deleted_registration(self, stands: Cloud) -> None:
         """A registration that was deleted only once is found, and its name freed."""
         stands.change(
@@ -807,8 +864,9 @@ class TestTeardown:
 
     def test_shows(self, stands: Cloud) -> None:
         """All that will be deleted is shown before anybody is asked."""
-        finished = stands.script("teardown.sh", "dev")
+        finished = stands.script("teardown.sh", "dev", "--registration", CLIENT_ID)
         assert 1 == finished.code
+        assert f"the registration {CLIENT_ID} (Broker), for good" in finished.out
         for shown in ("func-dev", "lock-dev-1", "on-acs-dev", "acs-token-broker-dev", SUBSCRIPTION):
             assert shown in finished.out
         assert "--yes dev" in finished.err  # Nobody sits at the terminal.

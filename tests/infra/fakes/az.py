@@ -87,6 +87,8 @@ def main(command: str, given: dict[str, Any]) -> None:  # noqa: C901, PLR0912, P
             shown(whole[given["query"]])
         case "group exists":
             shown(str(given["name"] in STATE["groups"]).lower())
+        case "group list":
+            shown(name for name in STATE["groups"] if name.startswith("rg-acs-token-broker-"))
         case "group show":
             shown(STATE["groups"][given["name"]]["tag"])
         case "group delete":
@@ -159,8 +161,8 @@ def main(command: str, given: dict[str, Any]) -> None:  # noqa: C901, PLR0912, P
             STATE["definitions"][definition["Name"]] = definition["Actions"]
         case "ad app list":
             key, value = filtered(given["filter"])
-            wanted_id = "id" if given["query"] == "[].id" else "appId"
-            shown([app[wanted_id] for app in STATE["apps"] if app[key] == value])
+            wanted_key = given["query"].removeprefix("[].")
+            shown([app[wanted_key] for app in STATE["apps"] if app[key] == value])
         case "ad app show":
             app = registered(given["id"])
             shown([app["displayName"]] if given["query"] == "displayName" else app["secrets"])
