@@ -119,7 +119,8 @@ def install(requirements: dict[str, str], target: Path) -> None:
             for line in path.read_text(encoding="utf-8").splitlines()
             if not re.match(r'"?(\.\./\.\./)?bin/|[^,]*\.dist-info/(INSTALLER|REQUESTED),', line)
         ]
-        path.write_text("".join(f"{line}\n" for line in sorted(kept)), encoding="utf-8")
+        # As bytes: Windows would write its own ends of lines.
+        path.write_bytes("".join(f"{line}\n" for line in sorted(kept)).encode())
 
 
 def problems(packages: Path, expected: set[str]) -> list[str]:
@@ -206,14 +207,17 @@ def python_of_azure() -> str | None:
 
 
 def write_zip(folder: Path, archive: Path) -> str:
-    """Write a zip of a folder, the same for the same files, and return its SHA-256."""
+    """Write a zip of a folder, the same for the same files, and return its SHA-256.
+
+    Nothing is compressed: what comes of that depends on the zlib that Python was built with.
+    Python 3.14 for Windows, and Fedora's, have zlib-ng, which packs the same into other bytes.
+    """
     paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as zipped:
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as zipped:
         for name in sorted(name for name, path in paths.items() if path.is_file()):
             entry = zipfile.ZipInfo(name, EARLIEST)
             entry.create_system = 3  # Unix, whatever this machine is.
             entry.external_attr = FILE_MODE
-            entry.compress_type = zipfile.ZIP_DEFLATED
             zipped.writestr(entry, paths[name].read_bytes())
     return hashlib.sha256(archive.read_bytes()).hexdigest()
 

@@ -36,7 +36,8 @@ builds, with infra/publish.py.
 """
 
 
-@dataclass(frozen=True, slots=True)
+# Without slots, which the Python 3.9 of a Mac does not know.
+@dataclass(frozen=True)
 class Answer:
     """What the service answered."""
 
@@ -54,7 +55,7 @@ class Answer:
         return value if isinstance(value, dict) else {}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Check:
     """One request, and what the contract says of its answer."""
 
