@@ -1,4 +1,4 @@
-"""Build the package that is published to Azure, on any laptop and with any Python from 3.11.
+"""Build the package that is published to Azure, on any laptop and with any Python from 3.9.
 
     python3 infra/package.py [FOLDER]
 

@@ -93,7 +93,12 @@ PACKAGE = package("host.json", "function_app.py", ".python_packages/lib/site-pac
 
 
 async def publish(
-    folder: Path, host: str, *, wait: float = 30, content: bytes = PACKAGE
+    folder: Path,
+    host: str,
+    *,
+    wait: float = 30,
+    content: bytes = PACKAGE,
+    python: str = sys.executable,
 ) -> tuple[int | None, str, str]:
     """Run the script as an operator does; return its exit code, and what it prints."""
     (folder / "az").write_text(AZ)
@@ -103,10 +108,10 @@ async def publish(
     (folder / "az.outputs").write_text(json.dumps(outputs))
     (folder / "az.host").write_text(host)
     (folder / "app.zip").write_bytes(content)
-    (folder / "python3").symlink_to(sys.executable)
+    (folder / "python3").symlink_to(python)
     arguments = ["dev", "--package", str(folder / "app.zip"), "--wait", str(wait)]
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
+        python,
         SCRIPT,
         *arguments,
         env={"PATH": f"{folder}:/usr/bin:/bin"},
@@ -117,11 +122,11 @@ async def publish(
     return process.returncode, out.decode(), err.decode()
 
 
-async def test_publishes(tmp_path: Path) -> None:
+async def test_publishes(tmp_path: Path, each_python: str) -> None:
     """The package goes up as it is, without a build, and its own deployment is watched."""
     kudu = Kudu(uploads=[(202, '"d-1"')], states=[(404, {}), (202, {"status": 2}), (200, DONE)])
     async with kudu.served() as host:
-        code, out, err = await publish(tmp_path, host)
+        code, out, err = await publish(tmp_path, host, python=each_python)
     assert (0, "") == (code, err)
     assert [PACKAGE] == kudu.packages
     assert "POST /api/publish?RemoteBuild=false&Deployer=acs-token-broker" == kudu.asked[0]

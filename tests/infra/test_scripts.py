@@ -924,7 +924,7 @@ class TestTeardown:
         assert ["dev-2"] == [each["name"] for each in stands.state("azure")["deployments"]]
 
 
-def test_export(cloud: Cloud, tmp_path: Path) -> None:
+def test_export(cloud: Cloud, tmp_path: Path, each_python: str) -> None:
     """All rows of all tables are written, from all pages, and nobody else may read them."""
     pages = [[{"RowKey": "a"}, {"RowKey": "b"}], [{"RowKey": "c"}], [{"RowKey": "d"}]]
     cloud.change(
@@ -932,7 +932,7 @@ def test_export(cloud: Cloud, tmp_path: Path) -> None:
         deployments=[deployment("acs-token-broker-dev", "1", outputs=outputs_of("dev"))],
         tables={"IdentityMappings": pages, "IdentityMappingsOrphans": [[]]},
     )
-    finished = cloud.run(sys.executable, str(INFRA / "export.py"), "dev", str(tmp_path / "out"))
+    finished = cloud.run(each_python, str(INFRA / "export.py"), "dev", str(tmp_path / "out"))
     assert (0, "") == (finished.code, finished.err)
     assert all("stabc" in call for call in cloud.calls() if call[1] == "storage")
     rows = (tmp_path / "out/IdentityMappings.jsonl").read_text().splitlines()

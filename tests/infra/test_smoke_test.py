@@ -20,11 +20,9 @@ if TYPE_CHECKING:
 SCRIPT = Path(__file__).parents[2] / "infra/smoke_test.py"
 
 
-async def run(*arguments: str) -> tuple[int | None, str, str]:
+async def run(*arguments: str, python: str = sys.executable) -> tuple[int | None, str, str]:
     """Run the script as an operator does; return its exit code, and what it prints."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, SCRIPT, *arguments, stdout=-1, stderr=-1
-    )
+    process = await asyncio.create_subprocess_exec(python, SCRIPT, *arguments, stdout=-1, stderr=-1)
     out, err = await process.communicate()
     return process.returncode, out.decode(), err.decode()
 
@@ -75,10 +73,10 @@ def broker(**changes: Handler) -> web.Application:
     return app
 
 
-async def test_good() -> None:
+async def test_good(each_python: str) -> None:
     """A service that keeps its contract passes every check."""
     async with serve(broker()) as url:
-        code, out, err = await run(url, "--wait", "0")
+        code, out, err = await run(url, "--wait", "0", python=each_python)
     assert (0, "") == (code, err)
     assert 5 == out.count("ok ")
 
