@@ -52,7 +52,7 @@ CLOCK ?= next year
 test-next-year: setup  ## Run all tests with the clock a year ahead, which needs faketime.
 	@command -v faketime >/dev/null || { echo "faketime is missing: apt-get install faketime, or brew install libfaketime"; exit 1; }
 	@# By today's clock, since next year the certificates of the npm registry will have expired.
-	@$(BIN)/python -m local.npm tests/infra tests/js
+	@$(BIN)/python -m local.storage.npm tests/infra tests/js
 	@faketime "$(CLOCK)" $(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
 
 .PHONY: lint
@@ -81,19 +81,19 @@ lock:  ## Pin the newest packages, with hashes, for Python 3.11 to 3.13.
 	@.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check uv
 	@.venv-lock/bin/$(COMPILE) requirements.in --output-file requirements.txt
 	@.venv-lock/bin/$(COMPILE) --constraints requirements.txt requirements-dev.in --output-file requirements-dev.txt
-	@.venv-lock/bin/$(COMPILE) local/requirements-node.in --output-file local/requirements-node.txt
+	@.venv-lock/bin/$(COMPILE) local/storage/requirements-node.in --output-file local/storage/requirements-node.txt
 	@echo pip | .venv-lock/bin/$(COMPILE) --no-annotate - --output-file tests/setup/newest-pip.txt
 
 .PHONY: setup
 setup: packages  ## Install what is missing: Python packages, Node.js if there is none, Azurite.
-	@$(BIN)/python -m local.azurite
+	@$(BIN)/python -m local.storage.azurite
 
 .PHONY: packages
 packages: $(VENV)/installed
 
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 
-$(VENV)/installed: requirements-dev.txt local/requirements-node.txt $(wildcard tests/setup/*-pip.txt)
+$(VENV)/installed: requirements-dev.txt local/storage/requirements-node.txt $(wildcard tests/setup/*-pip.txt)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: make PYTHON=/path/to/python $(MAKECMDGOALS)"; exit 1; }
 	@echo "Installing Python packages into $(VENV), which may take a minute ..."
 	@$(PYTHON) -m venv --clear $(VENV) || { echo "Without virtual environments nothing can be installed. Debian and Ubuntu have them in python3-venv."; exit 1; }
@@ -103,9 +103,9 @@ $(VENV)/installed: requirements-dev.txt local/requirements-node.txt $(wildcard t
 		$(PIP_INSTALL) --target $(VENV)/pips/$$pip --requirement tests/setup/$$pip.txt || exit 1; done
 	@node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' 2>/dev/null && npm --version >/dev/null 2>&1 || { \
 		echo "Node.js 20 or later is not here: installing it into $(VENV) ..."; \
-		$(PIP_INSTALL) --requirement local/requirements-node.txt; }
+		$(PIP_INSTALL) --requirement local/storage/requirements-node.txt; }
 	@touch $@
 
 .PHONY: clean
 clean:  ## Remove what the targets above made.
-	rm -rf .venv .venv-3.11 .venv-3.13 .venv-lock dist local/node_modules tests/js/node_modules tests/infra/node_modules .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-3.11 .venv-3.13 .venv-lock dist local/storage/node_modules tests/js/node_modules tests/infra/node_modules .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
-from local.azurite import AzuriteError
 from local.demo import DemoError, demo
-from local.directory import DIRECTORY
-from local.npm import NodeError
+from local.entra.directory import DIRECTORY
 from local.stack import (
     ENTRA_PORT,
     FUNCTIONS_PORT,
@@ -21,6 +19,8 @@ from local.stack import (
     emulators,
     functions_host,
 )
+from local.storage.azurite import AzuriteError
+from local.storage.npm import NodeError
 
 if TYPE_CHECKING:
     from local.stack import Stack

@@ -13,11 +13,11 @@ from urllib.parse import parse_qs, urlsplit
 
 import aiohttp
 
-from local.directory import ADA, BROKER, DAEMON, EXPENSES_API, FADI, WEB_APP
+from local.entra.directory import ADA, BROKER, DAEMON, EXPENSES_API, FADI, WEB_APP
 from local.stack import emulators, functions_host
 
 if TYPE_CHECKING:
-    from local.directory import App, User
+    from local.entra.directory import App, User
 
 REDIRECT_URI = "http://127.0.0.1:3000/"
 

@@ -21,21 +21,21 @@ from typing import TYPE_CHECKING, Any
 from azure.core.exceptions import ResourceExistsError
 from azure.data.tables.aio import TableServiceClient
 
-from local.acs import AcsEmulator
-from local.azurite import azurite
-from local.certificates import Certificates
-from local.directory import USER_ASSIGNED_IDENTITY
-from local.entra import EntraEmulator
-from local.managed_identity import ManagedIdentityEmulator
-from local.serving import serve
-from local.table_faults import TableProxy
+from local.acs.emulator import AcsEmulator
+from local.entra.directory import USER_ASSIGNED_IDENTITY
+from local.entra.emulator import EntraEmulator
+from local.entra.managed_identity import ManagedIdentityEmulator
+from local.serving.application import serve
+from local.serving.certificates import Certificates
+from local.storage.azurite import azurite
+from local.storage.proxy import TableProxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from aiohttp import web
 
-    from local.azurite import Endpoints
+    from local.storage.azurite import Endpoints
 
 REPOSITORY = Path(__file__).parent.parent
 EXAMPLE = REPOSITORY / "local.settings.example.json"
@@ -195,7 +195,7 @@ async def functions_host(
         *(
             sys.executable,
             "-m",
-            "local.host",
+            "local.functions.host",
             "--port",
             str(port),
             "--settings",

@@ -17,13 +17,13 @@ from azure.core.credentials import AzureKeyCredential
 from azure.data.tables.aio import TableClient
 from hypothesis import settings
 
-from local.acs import AcsEmulator
-from local.azurite import azurite
-from local.directory import BROKER, CONTOSO, FABRIKAM
-from local.entra_tokens import SigningKey as EntraKey
-from local.entra_tokens import TokenIssuer
-from local.serving import serve
-from local.table_faults import TableProxy
+from local.acs.emulator import AcsEmulator
+from local.entra.directory import BROKER, CONTOSO, FABRIKAM
+from local.entra.tokens import SigningKey as EntraKey
+from local.entra.tokens import TokenIssuer
+from local.serving.application import serve
+from local.storage.azurite import azurite
+from local.storage.proxy import TableProxy
 from shared.acs import AcsIdentity
 from shared.entra import Person
 from shared.identities import Identities
@@ -34,7 +34,7 @@ from tests.emulated import BackgroundLoop, Clock, Store
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-    from local.azurite import Endpoints
+    from local.storage.azurite import Endpoints
 
 # Machines are noisy, and nothing is left behind.
 settings.register_profile("here", deadline=None, database=None)

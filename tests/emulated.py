@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from azure.data.tables.aio import TableClient
 
-    from local.faults import Faults
+    from local.serving.faults import Faults
     from shared.entra import Person
     from shared.mappings import IdentityMappings
 

@@ -13,12 +13,12 @@ from azure.communication.identity.aio import CommunicationIdentityClient
 from azure.core.credentials import AzureKeyCredential
 from azure.identity.aio import ManagedIdentityCredential
 
-from local.acs import AcsEmulator
-from local.certificates import Certificates
-from local.directory import USER_ASSIGNED_IDENTITY
-from local.entra import EntraEmulator
-from local.managed_identity import ManagedIdentityEmulator
-from local.serving import serve
+from local.acs.emulator import AcsEmulator
+from local.entra.directory import USER_ASSIGNED_IDENTITY
+from local.entra.emulator import EntraEmulator
+from local.entra.managed_identity import ManagedIdentityEmulator
+from local.serving.application import serve
+from local.serving.certificates import Certificates
 from shared import acs as acs_module
 from shared.acs import AcsIdentity
 from shared.errors import (
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from local.entra_tokens import SigningKey
+    from local.entra.tokens import SigningKey
     from shared.errors import (
         BrokerError,
     )

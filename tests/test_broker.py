@@ -14,10 +14,10 @@ import aiohttp
 import jwt
 import pytest
 
-from local.acs import Identity
-from local.directory import ADA, FABRIKAM
-from local.entra import EntraEmulator
-from local.serving import serve
+from local.acs.emulator import Identity
+from local.entra.directory import ADA, FABRIKAM
+from local.entra.emulator import EntraEmulator
+from local.serving.application import serve
 from shared import audit
 from shared import broker as broker_module
 from shared.broker import Broker, granted_lifetime, granted_scopes, refuse_revoked
@@ -46,8 +46,8 @@ from tests.emulated import ACS_ID, mapping_of
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from local.acs import AcsEmulator
-    from local.entra_tokens import SigningKey
+    from local.acs.emulator import AcsEmulator
+    from local.entra.tokens import SigningKey
     from shared.acs import AcsIdentity
     from shared.errors import (
         BrokerError,

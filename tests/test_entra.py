@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from local.directory import BROKER, CONTOSO, EXPENSES_API, FABRIKAM, GRAPH, WEB_APP
-from local.entra_tokens import base64url
+from local.entra.directory import BROKER, CONTOSO, EXPENSES_API, FABRIKAM, GRAPH, WEB_APP
+from local.entra.tokens import base64url
 from shared.entra import (
     MAX_TOKEN_CHARACTERS,
     AccessTokenValidator,
@@ -40,7 +40,7 @@ from shared.signing_keys import SigningKey, signing_keys_from
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from local.entra_tokens import TokenIssuer
+    from local.entra.tokens import TokenIssuer
     from shared.entra import (
         Caller,
     )

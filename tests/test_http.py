@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from local.host import Context, TraceContext
+from local.functions.host import Context, TraceContext
 from shared import audit, errors, http
 from shared.errors import BrokerError, InvalidRequestError, MissingTokenError
 
@@ -427,7 +427,7 @@ async def test_unforeseen_over_http(tmp_path: Path) -> None:
     (tmp_path / "host.json").write_text('{"version": "2.0"}')
     (tmp_path / "function_app.py").write_text(FAILING_APP)
     host = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "local.host", "--app", str(tmp_path), "--port", "0"),
+        *(sys.executable, "-m", "local.functions.host", "--app", str(tmp_path), "--port", "0"),
         cwd=REPOSITORY,
         stdout=asyncio.subprocess.PIPE,
     )

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
     from datetime import datetime
 
-    from local.acs import AcsEmulator
+    from local.acs.emulator import AcsEmulator
     from shared.acs import AcsIdentity
     from shared.mappings import IdentityMapping
     from tests.emulated import Store

@@ -11,8 +11,8 @@ import pytest
 from aiohttp import web
 from azure.data.tables.aio import TableClient
 
-from local.azurite import Endpoints
-from local.serving import serve
+from local.serving.application import serve
+from local.storage.azurite import Endpoints
 from shared.entra import Person
 from shared.errors import StorageUnavailableError
 from shared.mappings import IdentityMappings, State

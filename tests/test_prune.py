@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from local.directory import CONTOSO
+from local.entra.directory import CONTOSO
 from shared import audit
 from shared.entra import Person
 from shared.errors import BrokerError, StorageUnavailableError, UpstreamThrottledError
@@ -22,7 +22,7 @@ from tests.emulated import Clock, mapping_of, until
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from local.acs import AcsEmulator
+    from local.acs.emulator import AcsEmulator
     from shared.acs import AcsIdentity
     from shared.mappings import IdentityMapping
     from tests.emulated import Store

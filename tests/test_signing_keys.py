@@ -12,12 +12,12 @@ import pytest
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from local.certificates import Certificates
-from local.directory import CONTOSO
-from local.entra import EntraEmulator
-from local.entra_tokens import CLOUD
-from local.entra_tokens import SigningKey as EntraKey
-from local.serving import serve
+from local.entra.directory import CONTOSO
+from local.entra.emulator import EntraEmulator
+from local.entra.tokens import CLOUD
+from local.entra.tokens import SigningKey as EntraKey
+from local.serving.application import serve
+from local.serving.certificates import Certificates
 from shared import audit, signing_keys
 from shared.errors import InvalidTokenError, KeysUnavailableError
 from shared.signing_keys import SigningKeys, signing_keys_from

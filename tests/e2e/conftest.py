@@ -14,9 +14,9 @@ import pytest
 from azure.data.tables import TableClient
 from multidict import CIMultiDict
 
-from local.azurite import ACCOUNT, ACCOUNT_KEY
-from local.directory import CONTOSO, WEB_APP
+from local.entra.directory import CONTOSO, WEB_APP
 from local.stack import emulators, functions_host
+from local.storage.azurite import ACCOUNT, ACCOUNT_KEY
 from tests.emulated import BackgroundLoop
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from local.directory import ADA, CONTOSO, GUEST
+from local.entra.directory import ADA, CONTOSO, GUEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable

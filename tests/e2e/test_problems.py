@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from local.directory import DAEMON, EXPENSES_API
+from local.entra.directory import DAEMON, EXPENSES_API
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from local.npm import find_node, install
+from local.storage.npm import find_node, install
 
 if TYPE_CHECKING:
     from collections.abc import Callable

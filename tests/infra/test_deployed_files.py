@@ -48,7 +48,7 @@ LEFTOVERS = """
     dist/app/function_app.py
     infra/__pycache__/smoke_test.cpython-311.pyc
     local.settings.json
-    local/node_modules/azurite/package.json
+    local/storage/node_modules/azurite/package.json
     node_modules/.package-lock.json
     shared/.DS_Store
     shared/__pycache__/http.cpython-313.pyc

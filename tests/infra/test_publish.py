@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 from aiohttp import web
 
-from local.serving import serve
+from local.serving.application import serve
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from aiohttp import web
 
-from local.serving import serve
+from local.serving.application import serve
 from local.stack import emulators, functions_host
 
 if TYPE_CHECKING:

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 import aiohttp
 import pytest
 
-from local.certificates import Certificates
-from local.entra import EntraEmulator
-from local.npm import install
-from local.serving import serve
+from local.entra.emulator import EntraEmulator
+from local.serving.application import serve
+from local.serving.certificates import Certificates
+from local.storage.npm import install
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from local.entra_tokens import SigningKey
+    from local.entra.tokens import SigningKey
 
 JS = Path(__file__).parent.parent / "js"
 

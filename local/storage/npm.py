@@ -37,7 +37,7 @@ def find_node() -> tuple[str, str]:
                 return node, npm
     raise NodeError(
         f"Node.js {NODE_MAJOR} or later is needed, with npm. Get it from https://nodejs.org, or"
-        " beside Python with: pip install --require-hashes -r local/requirements-node.txt"
+        " beside Python with: pip install --require-hashes -r local/storage/requirements-node.txt"
     )
 
 

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from local import npm
-from local.serving import LOOPBACK
+from local.serving.application import LOOPBACK
+from local.storage import npm
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from local.certificates import Certificates
+    from local.serving.certificates import Certificates
 
 FOLDER = Path(__file__).parent
 WHAT = "Azurite (365 MB)"

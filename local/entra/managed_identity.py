@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from local.directory import SYSTEM_ASSIGNED_IDENTITY, USER_ASSIGNED_IDENTITY
-from local.entra_tokens import CLIENT_ASSERTION
-from local.faults import Faults, middleware
+from local.entra.directory import SYSTEM_ASSIGNED_IDENTITY, USER_ASSIGNED_IDENTITY
+from local.entra.tokens import CLIENT_ASSERTION
+from local.serving.faults import Faults, middleware
 
 if TYPE_CHECKING:
-    from local.directory import ManagedIdentity
-    from local.entra_tokens import TokenIssuer
+    from local.entra.directory import ManagedIdentity
+    from local.entra.tokens import TokenIssuer
 
 API_VERSION = "2019-08-01"
 LIFETIME = timedelta(hours=24)

@@ -12,7 +12,7 @@ from aiohttp import web
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from local.directory import User
+    from local.entra.directory import User
 
 _STYLE = """
 body { font: 1rem/1.5 system-ui, sans-serif; max-width: 26rem; margin: 3rem auto; padding: 0 1rem }

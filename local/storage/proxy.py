@@ -9,7 +9,7 @@ from aiohttp import ClientSession, DummyCookieJar, TCPConnector, web
 from multidict import CIMultiDict
 from yarl import URL
 
-from local.faults import Faults, middleware
+from local.serving.faults import Faults, middleware
 
 if TYPE_CHECKING:
     import ssl

@@ -27,16 +27,16 @@ from azure.core.pipeline.transport import RequestsTransport
 from cryptography.hazmat.primitives.asymmetric import rsa
 from yarl import URL
 
-from local.acs import AcsEmulator
-from local.npm import find_node
-from local.serving import serve
+from local.acs.emulator import AcsEmulator
+from local.serving.application import serve
+from local.storage.npm import find_node
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
     from pathlib import Path
     from types import TracebackType
 
-    from local.certificates import Certificates
+    from local.serving.certificates import Certificates
 
     RunNode = Callable[..., Awaitable[dict[str, Any]]]
 

@@ -16,9 +16,9 @@ import jwt
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from local import acs_auth, acs_contract
-from local.acs_contract import PREVIEW, SINCE_TEAMS, SINCE_TEAMS_PHONE, Operation, ServiceError
-from local.faults import Faults, middleware
+from local.acs import auth, contract
+from local.acs.contract import PREVIEW, SINCE_TEAMS, SINCE_TEAMS_PHONE, Operation, ServiceError
+from local.serving.faults import Faults, middleware
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -46,14 +46,14 @@ CLIENT_SCOPES = {
 
 _NONE = Operation("", versions=())  # What asks for nothing of the service's.
 _TEAMS_PHONE = Operation(
-    "exchange_teams_extension", SINCE_TEAMS_PHONE, "exchange", for_users=acs_auth.TEAMS
+    "exchange_teams_extension", SINCE_TEAMS_PHONE, "exchange", for_users=auth.TEAMS
 )
 _TEAMS_ASSIGNMENTS = Operation("teams_assignments", SINCE_TEAMS_PHONE)
 _TEAMS_ASSIGNMENT = "access/teamsExtension/tenants/{tenant}/assignments/{object}"
-_ENTRA = Operation("exchange_entra", PREVIEW, "exchange", for_users=acs_auth.CLIENTS)
+_ENTRA = Operation("exchange_entra", PREVIEW, "exchange", for_users=auth.CLIENTS)
 _ENTRA_ASSIGNMENTS = Operation("entra_assignments", PREVIEW)
 
-_CALLER = web.RequestKey("caller", acs_auth.EntraUser)
+_CALLER = web.RequestKey("caller", auth.EntraUser)
 _Key = TypeVar("_Key")
 _Method = TypeVar("_Method", bound="Callable[[AcsEmulator, web.Request], Awaitable[web.Response]]")
 _ROUTES: list[tuple[str, str, Operation, Callable[[AcsEmulator, web.Request], Any]]] = []
@@ -92,7 +92,7 @@ class AcsEmulator:
         self,
         *,
         access_key: str,
-        verify_bearer: acs_auth.VerifyBearer | None = None,
+        verify_bearer: auth.VerifyBearer | None = None,
         resource_id: str = RESOURCE_ID,
         quotas: Mapping[str, int] | None = None,
     ) -> None:
@@ -118,7 +118,7 @@ class AcsEmulator:
         fail = middleware(
             self.faults,
             operation_of=lambda request: self._operation(request).name,
-            render=lambda status: acs_contract.of_status(status).response(),
+            render=lambda status: contract.of_status(status).response(),
         )
         app = web.Application(middlewares=[fail, self._gate])
         app.on_response_prepare.append(self._add_headers)
@@ -152,29 +152,29 @@ class AcsEmulator:
             return await handler(request)
         except ServiceError as exc:
             return exc.response()
-        except acs_auth.DeniedError as exc:
+        except auth.DeniedError as exc:
             return ServiceError(401, "Denied", str(exc)).response()
         except web.HTTPException as exc:
             # Not observed: what the service says of a path or method that it does not know.
-            return acs_contract.of_status(exc.status).response()
+            return contract.of_status(exc.status).response()
 
     async def _admit(self, request: web.Request, operation: Operation) -> None:
         body = await request.read()
         authorization = request.headers.get("Authorization", "")
         if operation.for_users is not None:
             claims = self._claims(authorization.removeprefix("Bearer "), operation.for_users)
-            request[_CALLER] = acs_auth.entra_user(claims)
+            request[_CALLER] = auth.entra_user(claims)
         elif authorization.startswith("Bearer "):
-            self._claims(authorization.removeprefix("Bearer "), acs_auth.IDENTITY_API)
+            self._claims(authorization.removeprefix("Bearer "), auth.IDENTITY_API)
         else:
             now = datetime.now(UTC)
-            acs_auth.check_signature(request, body, access_key=self._access_key, now=now)
-        acs_contract.check_version(request, operation)
+            auth.check_signature(request, body, access_key=self._access_key, now=now)
+        contract.check_version(request, operation)
         if operation.quota is not None:
             self._spend(operation.quota, time.monotonic())
 
     def _claims(self, token: str, audiences: frozenset[str]) -> Mapping[str, object]:
-        return acs_auth.verified_claims(token, verify=self._verify_bearer, audiences=audiences)
+        return auth.verified_claims(token, verify=self._verify_bearer, audiences=audiences)
 
     def _spend(self, quota: str, now: float) -> None:
         if now - self._window_start >= QUOTA_WINDOW:
@@ -204,12 +204,12 @@ class AcsEmulator:
 
     @_serves("POST", "identities", Operation("create", quota="create"))
     async def _create(self, request: web.Request) -> web.Response:
-        body = await acs_contract.members(request)
+        body = await contract.members(request)
         if body.get("customId") is not None:
-            raise acs_contract.invalid("This emulator has no customId.", "customId")
+            raise contract.invalid("This emulator has no customId.", "customId")
         wanted = body.get("createTokenWithScopes")
-        scopes = acs_contract.scopes_of(wanted, request.query["api-version"]) if wanted else []
-        expires = acs_contract.expiry_of(body)
+        scopes = contract.scopes_of(wanted, request.query["api-version"]) if wanted else []
+        expires = contract.expiry_of(body)
         # The service's ids end in something that looks like a GUID, and is none.
         identity = Identity(f"8:acs:{self._resource_id}_00000005{str(uuid.uuid4())[8:]}")
         self.identities[identity.id] = identity
@@ -233,9 +233,9 @@ class AcsEmulator:
     @_serves("POST", "identities/{id}/:issueAccessToken", Operation("issue", quota="issue"))
     async def _issue(self, request: web.Request) -> web.Response:
         identity = self._identity(request)
-        body = await acs_contract.members(request)
-        scopes = acs_contract.scopes_of(body.get("scopes"), request.query["api-version"])
-        return web.json_response(self._token(identity, scopes, acs_contract.expiry_of(body)))
+        body = await contract.members(request)
+        scopes = contract.scopes_of(body.get("scopes"), request.query["api-version"])
+        return web.json_response(self._token(identity, scopes, contract.expiry_of(body)))
 
     @_serves("POST", "identities/{id}/:revokeAccessTokens", Operation("revoke", quota="revoke"))
     async def _revoke(self, request: web.Request) -> web.Response:
@@ -249,21 +249,21 @@ class AcsEmulator:
         Operation("exchange_teams_user", SINCE_TEAMS, "exchange"),
     )
     async def _exchange_teams_user(self, request: web.Request) -> web.Response:
-        body = await acs_contract.members(request)
+        body = await contract.members(request)
         for name in ("token", "appId", "userId"):
             if not isinstance(body.get(name), str):
                 # Not observed.
-                raise acs_contract.invalid(f"The {name} field is required.", name)
+                raise contract.invalid(f"The {name} field is required.", name)
         try:
-            user = acs_auth.entra_user(self._claims(body["token"], acs_auth.TEAMS))
-        except acs_auth.DeniedError as exc:
+            user = auth.entra_user(self._claims(body["token"], auth.TEAMS))
+        except auth.DeniedError as exc:
             message = "Provided access token is not valid."
             raise ServiceError(401, "InvalidAccessToken", message) from exc
         if body["appId"] != user.client_id:
-            raise acs_contract.invalid("AAD application is not the expected one.", "appId")
+            raise contract.invalid("AAD application is not the expected one.", "appId")
         if body["userId"] != user.object_id:
             # Not observed: the message.
-            raise acs_contract.invalid("AAD user is not the expected one.", "userId")
+            raise contract.invalid("AAD user is not the expected one.", "userId")
         result = self._exchange(f"8:orgid:{user.object_id}", user, TEAMS_SCOPES)
         return web.json_response(result["accessToken"])
 
@@ -273,7 +273,7 @@ class AcsEmulator:
         assignment = self.teams_assignments.get((user.tenant_id, user.object_id))
         clients = (assignment or {}).get("clientIds")
         if assignment is None or (clients and user.client_id not in clients):
-            raise acs_contract.of_status(403)  # Not observed.
+            raise contract.of_status(403)  # Not observed.
         # Not observed: the form of the id.
         acs_id = f"8:acs:{self._resource_id}_{user.tenant_id}_{user.object_id}"
         return web.json_response(self._exchange(acs_id, user, TEAMS_PHONE_SCOPES))
@@ -282,7 +282,7 @@ class AcsEmulator:
     async def _exchange_entra(self, request: web.Request) -> web.Response:
         user = request[_CALLER]
         if not any(_admits(assignment, user) for assignment in self.entra_assignments.values()):
-            raise acs_contract.of_status(403)  # Not observed.
+            raise contract.of_status(403)  # Not observed.
         acs_id = f"8:acs:{self._resource_id}_wf_{user.tenant_id}_{user.object_id}"
         return web.json_response(self._exchange(acs_id, user, CLIENT_SCOPES))
 
@@ -296,13 +296,13 @@ class AcsEmulator:
             raise web.HTTPUnsupportedMediaType
         removed: list[str] = []
         changed: dict[str, dict[str, Any]] = {}
-        for object_id, patch in (await acs_contract.members(request)).items():
+        for object_id, patch in (await contract.members(request)).items():
             if patch is None:
                 removed.append(object_id)
                 continue
             before = self.entra_assignments.get(object_id, {})
-            merged = before | acs_contract.json_object(patch)
-            changed[object_id] = acs_contract.entra_assignment(object_id, merged)
+            merged = before | contract.json_object(patch)
+            changed[object_id] = contract.entra_assignment(object_id, merged)
         self.entra_assignments |= changed
         for object_id in removed:
             self.entra_assignments.pop(object_id, None)
@@ -315,7 +315,7 @@ class AcsEmulator:
     @_serves("DELETE", "access/entra/assignments/{object}", _ENTRA_ASSIGNMENTS)
     async def _entra_assignment(self, request: web.Request) -> web.Response:
         object_id = request.match_info["object"]
-        make = functools.partial(acs_contract.entra_assignment, object_id)
+        make = functools.partial(contract.entra_assignment, object_id)
         return await _one_assignment(request, self.entra_assignments, object_id, make)
 
     @_serves("GET", _TEAMS_ASSIGNMENT, _TEAMS_ASSIGNMENTS)
@@ -323,7 +323,7 @@ class AcsEmulator:
     @_serves("DELETE", _TEAMS_ASSIGNMENT, _TEAMS_ASSIGNMENTS)
     async def _teams_assignment(self, request: web.Request) -> web.Response:
         key = (request.match_info["tenant"], request.match_info["object"])
-        make = functools.partial(acs_contract.teams_assignment, *key)
+        make = functools.partial(contract.teams_assignment, *key)
         return await _one_assignment(request, self.teams_assignments, key, make)
 
     async def _state(self, _request: web.Request) -> web.Response:
@@ -343,14 +343,14 @@ class AcsEmulator:
             raise ServiceError(404, "NotFound", "Identity was not found.") from exc
 
     def _exchange(
-        self, acs_id: str, user: acs_auth.EntraUser, scope_names: Mapping[str, str]
+        self, acs_id: str, user: auth.EntraUser, scope_names: Mapping[str, str]
     ) -> dict[str, dict[str, str]]:
         scopes = [name for granted, name in scope_names.items() if granted in user.scopes]
         if not scopes:
-            raise acs_contract.of_status(403)  # Not observed.
+            raise contract.of_status(403)  # Not observed.
         identity = self.identities.setdefault(acs_id, Identity(acs_id))
         # The real service encrypts some of these tokens, so that clients cannot read them.
-        token = self._token(identity, scopes, user.expires * acs_contract.SECOND)
+        token = self._token(identity, scopes, user.expires * contract.SECOND)
         return {"identity": {"id": acs_id}, "accessToken": token}
 
     def _token(self, identity: Identity, scopes: Iterable[str], expires: int) -> dict[str, str]:
@@ -362,7 +362,7 @@ class AcsEmulator:
             "skypeid": identity.id.removeprefix("8:"),
             "scp": 1792,
             "csi": str(issued_at),
-            "exp": expires // acs_contract.SECOND,
+            "exp": expires // contract.SECOND,
             "acsScope": ",".join(scopes),
             "resourceId": self._resource_id,
             "resourceLocation": "unitedstates",
@@ -373,7 +373,7 @@ class AcsEmulator:
         token = jwt.encode(claims, self._signing_key, algorithm="RS256", headers=headers)
         identity.tokens.add(token_id)
         self.issued[identity.id] += 1
-        return {"token": token, "expiresOn": acs_contract.timestamp(expires)}
+        return {"token": token, "expiresOn": contract.timestamp(expires)}
 
 
 @functools.cache
@@ -382,7 +382,7 @@ def _signing_key() -> rsa.RSAPrivateKey:
     return rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 
-def _admits(assignment: Mapping[str, Any], user: acs_auth.EntraUser) -> bool:
+def _admits(assignment: Mapping[str, Any], user: auth.EntraUser) -> bool:
     """Tell whether an assignment lets the user in, with the app they use."""
     principals = {"user": {user.object_id}, "tenant": {user.tenant_id}, "group": user.groups}
     return (
@@ -404,7 +404,7 @@ async def _one_assignment(
         return web.Response(status=204)
     known = key in assignments
     if request.method == "PUT":
-        assignments[key] = make(await acs_contract.members(request))
+        assignments[key] = make(await contract.members(request))
     elif not known:
         raise ServiceError(404, "NotFound", "Assignment was not found.")  # Not observed.
     return web.json_response(assignments[key], status=200 if known else 201)

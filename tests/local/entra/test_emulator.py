@@ -24,7 +24,7 @@ from azure.identity.aio import OnBehalfOfCredential as AsyncOnBehalfOfCredential
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from local.directory import (
+from local.entra.directory import (
     ACS_CLIENTS,
     ADA,
     BROKER,
@@ -40,16 +40,16 @@ from local.directory import (
     USER_ASSIGNED_IDENTITY,
     WEB_APP,
 )
-from local.entra import EntraEmulator
-from local.entra_grants import SignIn
-from local.npm import find_node
+from local.entra.emulator import EntraEmulator
+from local.entra.grants import SignIn
+from local.storage.npm import find_node
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import aiohttp
 
-    from local.certificates import Certificates
+    from local.serving.certificates import Certificates
 
 SCOPE = f"{BROKER.uris[0]}/access_as_user"
 REDIRECT_URI = "http://localhost:5173/signed-in"

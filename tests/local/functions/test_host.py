@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiohttp import ClientSession
 
-from local.aspnet import Route, decoded_path, joined
+from local.functions.aspnet import Route, decoded_path, joined
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 APP = """
 import asyncio, json, logging, os, threading, time
@@ -133,7 +133,7 @@ def start(folder: Path, *arguments: str) -> RunningHost:
     log = folder / "host.log"
     with log.open("w") as output:
         process = subprocess.Popen(  # noqa: S603 - our own program
-            [sys.executable, "-m", "local.host", "--app", str(folder), *arguments],
+            [sys.executable, "-m", "local.functions.host", "--app", str(folder), *arguments],
             cwd=REPOSITORY,
             env={**os.environ, "FROM_BOTH": "environment"},
             stdout=output,

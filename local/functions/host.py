@@ -1,6 +1,6 @@
 """A functions host for those who have no Core Tools: serves any app of the Python v2 model.
 
-    python -m local.host --app FOLDER
+    python -m local.functions.host --app FOLDER
 
 It does with requests and answers what the Functions host and its Python worker do, down to their
 surprises: routes are tried in the order of the functions' names, a method that a function does
@@ -39,8 +39,8 @@ from azure.functions.http import HttpRequestConverter, HttpResponseConverter
 from azure.functions.meta import Datum
 from azure.functions.timer import TimerRequestConverter
 
-from local.aspnet import Route, decoded_path, joined
-from local.serving import LOOPBACK
+from local.functions.aspnet import Route, decoded_path, joined
+from local.serving.application import LOOPBACK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -477,7 +477,7 @@ async def serve_until_stopped(host: Host, port: int) -> None:
 
 def main() -> int:
     """Run the command line and return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m local.host", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m local.functions.host", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--app", type=Path, default=Path(), help="folder of function_app.py")
     parser.add_argument("--port", type=int, help="0 takes a free one (default: 7071)")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from local.acs_contract import DENIED
+from local.acs.contract import DENIED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import jwt
 
-from local.directory import DIRECTORY, GRAPH, TOKEN_EXCHANGE
-from local.entra_tokens import (
+from local.entra.directory import DIRECTORY, GRAPH, TOKEN_EXCHANGE
+from local.entra.tokens import (
     BACKDATED,
     CLIENT_ASSERTION,
     CLIENT_SECRET,
@@ -30,8 +30,8 @@ from local.entra_tokens import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from local.directory import App, Directory, Tenant, User
-    from local.entra_tokens import SigningKey
+    from local.entra.directory import App, Directory, Tenant, User
+    from local.entra.tokens import SigningKey
 
     Form = Mapping[str, str]
 

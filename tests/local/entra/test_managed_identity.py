@@ -9,22 +9,22 @@ from azure.core.exceptions import ClientAuthenticationError
 from azure.identity import ManagedIdentityCredential
 from azure.identity.aio import ManagedIdentityCredential as AsyncManagedIdentityCredential
 
-from local.directory import (
+from local.entra.directory import (
     ADA,
     CONTOSO,
     SYSTEM_ASSIGNED_IDENTITY,
     TOKEN_EXCHANGE,
     USER_ASSIGNED_IDENTITY,
 )
-from local.managed_identity import ManagedIdentityEmulator
-from local.serving import serve
+from local.entra.managed_identity import ManagedIdentityEmulator
+from local.serving.application import serve
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     import aiohttp
 
-    from local.entra import EntraEmulator
+    from local.entra.emulator import EntraEmulator
 
 SECRET = "the secret of one process"
 ACS = "https://communication.azure.com//.default"

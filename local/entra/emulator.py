@@ -12,18 +12,18 @@ from urllib.parse import urlencode, urlsplit
 
 from aiohttp import web
 
-from local.directory import BROKER, DIRECTORY, WEB_APP, is_loopback
-from local.entra_grants import EntraError, Grants, SignIn, Wanted, client_info, required
-from local.entra_pages import form_post_page, message_page, sign_in_page
-from local.entra_tokens import CLOUD
-from local.faults import Faults, middleware
+from local.entra.directory import BROKER, DIRECTORY, WEB_APP, is_loopback
+from local.entra.grants import EntraError, Grants, SignIn, Wanted, client_info, required
+from local.entra.pages import form_post_page, message_page, sign_in_page
+from local.entra.tokens import CLOUD
+from local.serving.faults import Faults, middleware
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from local.directory import App, Directory, Tenant, User
-    from local.entra_tokens import SigningKey
-    from local.faults import Handler
+    from local.entra.directory import App, Directory, Tenant, User
+    from local.entra.tokens import SigningKey
+    from local.serving.faults import Handler
 
 OPERATIONS = {
     "openid-configuration": "openid_configuration",

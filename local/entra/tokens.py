@@ -23,12 +23,12 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from local.directory import BROKER, DIRECTORY, WEB_APP, ManagedIdentity
+from local.entra.directory import BROKER, DIRECTORY, WEB_APP, ManagedIdentity
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from local.directory import App, Directory, Tenant, User
+    from local.entra.directory import App, Directory, Tenant, User
 
     JWK = dict[str, Any]
 

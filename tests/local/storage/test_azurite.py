@@ -31,15 +31,15 @@ from azure.core.exceptions import (
 from azure.data.tables import TableErrorCode
 from azure.data.tables.aio import TableClient
 
-from local.azurite import AzuriteError, Endpoints, azurite
-from local.certificates import Certificates
-from local.serving import serve
-from local.table_faults import TableProxy
+from local.serving.application import serve
+from local.serving.certificates import Certificates
+from local.storage.azurite import AzuriteError, Endpoints, azurite
+from local.storage.proxy import TableProxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 ROW = {"PartitionKey": "a_1f", "RowKey": "it's %2F ü", "state": "active"}
 BOUNDS: dict[str, Any] = {"retry_total": 0, "connection_timeout": 1, "read_timeout": 1}
 
@@ -148,7 +148,7 @@ class TestAzurite:
     async def test_ends_with_its_parent(self, tmp_path: Path) -> None:
         """A parent that is killed leaves no Azurite behind."""
         program = (
-            "import asyncio, local.azurite as a\n"
+            "import asyncio, local.storage.azurite as a\n"
             "async def main():\n"
             "    async with a.azurite() as endpoints:\n"
             "        print(endpoints.table, flush=True)\n"
@@ -175,7 +175,7 @@ class TestAzurite:
     def test_no_node(self, tmp_path: Path) -> None:
         """Without Node.js the message says where to get it."""
         found = subprocess.run(
-            [sys.executable, "-c", "import local.npm as n; n.find_node()"],
+            [sys.executable, "-c", "import local.storage.npm as n; n.find_node()"],
             cwd=REPOSITORY,
             env={**os.environ, "PATH": str(tmp_path)},
             capture_output=True,
@@ -186,7 +186,7 @@ class TestAzurite:
         has_node = Path(sys.executable).with_name("node").exists()
         assert (
             has_node
-            or "pip install --require-hashes -r local/requirements-node.txt" in found.stderr
+            or "pip install --require-hashes -r local/storage/requirements-node.txt" in found.stderr
         )
 
 

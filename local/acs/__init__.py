@@ -1,0 +1,1 @@
+"""The ACS Identity service, as its SDKs see it."""

@@ -1,0 +1,1 @@
+"""Entra and its managed identities, as the SDKs see them."""

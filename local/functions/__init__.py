@@ -1,0 +1,1 @@
+"""A functions host for those who have no Core Tools."""

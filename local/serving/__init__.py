@@ -1,0 +1,1 @@
+"""What the emulators are served with."""

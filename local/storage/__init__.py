@@ -1,0 +1,1 @@
+"""Table Storage: Azurite, and a proxy that fails on command."""
