@@ -16,9 +16,10 @@ from azure.data.tables.aio import TableClient
 from azure.identity.aio import DefaultAzureCredential, ManagedIdentityCredential
 
 from shared import audit
-from shared.acs import AcsIdentity
+from shared.acs.identity import AcsIdentity
 from shared.broker import Broker, user_json
-from shared.entra import AccessTokenValidator
+from shared.entra.access_tokens import AccessTokenValidator
+from shared.entra.signing_keys import SigningKeys
 from shared.errors import MisconfiguredError
 from shared.http import (
     TokenRequest,
@@ -28,11 +29,10 @@ from shared.http import (
     json_response,
     refuse_input,
 )
-from shared.identities import Identities
-from shared.mappings import IdentityMappings
+from shared.mappings.identities import Identities
+from shared.mappings.table import IdentityMappings
 from shared.prune import Pruner
 from shared.settings import Settings, SettingsError
-from shared.signing_keys import SigningKeys
 
 if TYPE_CHECKING:
     from azure.core.credentials_async import AsyncTokenCredential
@@ -154,7 +154,8 @@ def _services() -> tuple[Broker, Pruner]:
 
 
 def _table(settings: Settings, table: str) -> TableClient:
-    # Retries are ours (shared/mappings.py); the SDK's would sleep as long as Retry-After says.
+    # Retries are ours (shared/mappings/table.py); the SDK's would sleep for as long as Retry-After
+    # says.
     bounds: dict[str, Any] = {"retry_total": 0, "connection_timeout": 1, "read_timeout": 3}
     connection_string, endpoint = settings.mappings.connection_string, settings.mappings.endpoint
     if connection_string is not None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from shared import audit
-from shared.acs import AcsToken
+from shared.acs.identity import AcsToken
 from shared.errors import (
     BrokerError,
     InvalidRequestError,
@@ -19,8 +19,8 @@ from shared.errors import (
     ScopeNotAllowedError,
     UserNotFoundError,
 )
-from shared.identities import utc_now
-from shared.mappings import IdentityMapping
+from shared.mappings.identities import utc_now
+from shared.mappings.table import IdentityMapping
 from shared.rate_limit import RateLimit
 from shared.single_flight import SingleFlight
 
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from datetime import datetime, timedelta
 
-    from shared.acs import AcsIdentity
-    from shared.entra import AccessTokenValidator, Caller, Person
+    from shared.acs.identity import AcsIdentity
+    from shared.entra.access_tokens import AccessTokenValidator, Caller, Person
+    from shared.entra.signing_keys import SigningKeys
     from shared.http import TokenRequest
-    from shared.identities import Identities
-    from shared.mappings import IdentityMappings
+    from shared.mappings.identities import Identities
+    from shared.mappings.table import IdentityMappings
     from shared.settings import AcsSettings
-    from shared.signing_keys import SigningKeys
 
 MAX_REMEMBERED = 50_000
 READY_SECONDS = 10

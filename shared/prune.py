@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 
 from shared import audit
 from shared.errors import BrokerError, UpstreamBadResponseError
-from shared.identities import utc_now
-from shared.mappings import State
+from shared.mappings.identities import utc_now
+from shared.mappings.table import State
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from datetime import datetime
 
-    from shared.identities import Identities
-    from shared.mappings import IdentityMappings
+    from shared.mappings.identities import Identities
+    from shared.mappings.table import IdentityMappings
     from shared.settings import PruneSettings
 
 # ACS allows 500 deletes in 30 seconds; 5 a second are 30 % of that.

@@ -24,10 +24,10 @@ from local.entra.tokens import TokenIssuer
 from local.serving.application import serve
 from local.storage.azurite import azurite
 from local.storage.proxy import TableProxy
-from shared.acs import AcsIdentity
-from shared.entra import Person
-from shared.identities import Identities
-from shared.mappings import IdentityMappings
+from shared.acs.identity import AcsIdentity
+from shared.entra.access_tokens import Person
+from shared.mappings.identities import Identities
+from shared.mappings.table import IdentityMappings
 from shared.settings import EntraSettings
 from tests.emulated import BackgroundLoop, Clock, Store
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from azure.core.exceptions import ResourceNotFoundError
 
-from shared.mappings import IdentityMapping, State, entity_from_mapping, partition_key
+from shared.mappings.table import IdentityMapping, State, entity_from_mapping, partition_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from azure.data.tables.aio import TableClient
 
     from local.serving.faults import Faults
-    from shared.entra import Person
-    from shared.mappings import IdentityMappings
+    from shared.entra.access_tokens import Person
+    from shared.mappings.table import IdentityMappings
 
 Result = TypeVar("Result")
 START_SECONDS = 90

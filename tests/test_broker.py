@@ -21,7 +21,8 @@ from local.serving.application import serve
 from shared import audit
 from shared import broker as broker_module
 from shared.broker import Broker, granted_lifetime, granted_scopes, refuse_revoked
-from shared.entra import AccessTokenValidator, Caller, Person
+from shared.entra.access_tokens import AccessTokenValidator, Caller, Person
+from shared.entra.signing_keys import SigningKeys
 from shared.errors import (
     BusyError,
     IdentityGoneError,
@@ -37,10 +38,9 @@ from shared.errors import (
     UserNotFoundError,
 )
 from shared.http import TokenRequest
-from shared.identities import Identities
-from shared.mappings import LEASE, State
+from shared.mappings.identities import Identities
+from shared.mappings.table import LEASE, State
 from shared.settings import AcsSettings
-from shared.signing_keys import SigningKeys
 from tests.emulated import ACS_ID, mapping_of
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from local.acs.emulator import AcsEmulator
     from local.entra.tokens import SigningKey
-    from shared.acs import AcsIdentity
+    from shared.acs.identity import AcsIdentity
     from shared.errors import (
         BrokerError,
     )

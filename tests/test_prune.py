@@ -11,10 +11,10 @@ import pytest
 
 from local.entra.directory import CONTOSO
 from shared import audit
-from shared.entra import Person
+from shared.entra.access_tokens import Person
 from shared.errors import BrokerError, StorageUnavailableError, UpstreamThrottledError
-from shared.identities import Identities
-from shared.mappings import State
+from shared.mappings.identities import Identities
+from shared.mappings.table import State
 from shared.prune import ABANDONED_AFTER, MAX_DURATION, Pruner, PruneReport
 from shared.settings import PruneSettings
 from tests.emulated import Clock, mapping_of, until
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from local.acs.emulator import AcsEmulator
-    from shared.acs import AcsIdentity
-    from shared.mappings import IdentityMapping
+    from shared.acs.identity import AcsIdentity
+    from shared.mappings.table import IdentityMapping
     from tests.emulated import Store
 
 SETTINGS = PruneSettings(idle=timedelta(days=90), dry_run=False, max_share=0.5, max_deletes=1000)

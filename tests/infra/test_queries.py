@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[2]
 QUERIES = {path.stem: path.read_text() for path in (ROOT / "infra" / "queries").glob("*.kql")}
 AUDIT = QUERIES.pop("audit")
 TREES = [
-    ast.parse(path.read_text()) for path in [ROOT / "function_app.py", *ROOT.glob("shared/*.py")]
+    ast.parse(path.read_text())
+    for path in [ROOT / "function_app.py", *(ROOT / "shared").rglob("*.py")]
 ]
 AUDITING = {"record", "note", "decision", "timed"}
 

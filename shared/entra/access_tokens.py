@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NewType, Protocol, TypeGuard
 import jwt
 
 from shared import audit, strict_json
+from shared.entra.signing_keys import KEY_ID
 from shared.errors import (
     ClientNotAllowedError,
     InsufficientScopeError,
@@ -25,14 +26,13 @@ from shared.errors import (
     TenantNotAllowedError,
 )
 from shared.settings import CONSUMERS, GUID
-from shared.signing_keys import KEY_ID
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
+    from shared.entra.signing_keys import SigningKey
     from shared.settings import EntraSettings
-    from shared.signing_keys import SigningKey
 
 MAX_TOKEN_CHARACTERS = 24 * 1024  # 200 groups by name make about 22 KiB.
 CLOCK_SKEW = 60  # seconds

@@ -19,8 +19,8 @@ from local.entra.emulator import EntraEmulator
 from local.entra.managed_identity import ManagedIdentityEmulator
 from local.serving.application import serve
 from local.serving.certificates import Certificates
-from shared import acs as acs_module
-from shared.acs import AcsIdentity
+from shared.acs import identity as acs_module
+from shared.acs.identity import AcsIdentity
 from shared.errors import (
     IdentityGoneError,
     UpstreamAuthError,

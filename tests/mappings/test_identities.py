@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared import audit
-from shared.entra import Person
+from shared.entra.access_tokens import Person
 from shared.errors import (
     BrokerError,
     BusyError,
@@ -21,8 +21,8 @@ from shared.errors import (
     UpstreamBadResponseError,
     UpstreamUnavailableError,
 )
-from shared.identities import Identities
-from shared.mappings import LEASE, State
+from shared.mappings.identities import Identities
+from shared.mappings.table import LEASE, State
 from shared.prune import Pruner
 from shared.settings import PruneSettings
 from tests.emulated import Clock, mapping_of, until
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from local.acs.emulator import AcsEmulator
-    from shared.acs import AcsIdentity
-    from shared.mappings import IdentityMapping
+    from shared.acs.identity import AcsIdentity
+    from shared.mappings.table import IdentityMapping
     from tests.emulated import Store
 
     Gate = Callable[[type[BrokerError]], Coroutine[None, None, None]]

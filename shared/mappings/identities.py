@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING
 
 from shared import audit
 from shared.errors import BrokerError, BusyError, StorageUnavailableError
-from shared.mappings import LEASE, IdentityMapping, State
+from shared.mappings.table import LEASE, IdentityMapping, State
 from shared.settings import TOUCH_INTERVAL
 from shared.single_flight import SingleFlight
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from shared.acs import AcsIdentity
-    from shared.entra import Person
-    from shared.mappings import IdentityMappings
+    from shared.acs.identity import AcsIdentity
+    from shared.entra.access_tokens import Person
+    from shared.mappings.table import IdentityMappings
 
 POLL_SECONDS = 0.15
 POLLS = 20  # Three seconds for somebody else to finish, then the caller is asked to come back.

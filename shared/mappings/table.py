@@ -28,8 +28,8 @@ from azure.core.exceptions import (
 from azure.data.tables import TableErrorCode, UpdateMode
 
 from shared import audit
-from shared.acs import ACS_ID
-from shared.entra import Person
+from shared.acs.identity import ACS_ID
+from shared.entra.access_tokens import Person
 from shared.errors import StorageUnavailableError
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from azure.data.tables.aio import TableClient
 
 from local.serving.application import serve
 from local.storage.azurite import Endpoints
-from shared.entra import Person
+from shared.entra.access_tokens import Person
 from shared.errors import StorageUnavailableError
-from shared.mappings import IdentityMappings, State
+from shared.mappings.table import IdentityMappings, State
 from tests.emulated import ACS_ID, mapping_of
 
 if TYPE_CHECKING:

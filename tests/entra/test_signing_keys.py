@@ -18,9 +18,10 @@ from local.entra.tokens import CLOUD
 from local.entra.tokens import SigningKey as EntraKey
 from local.serving.application import serve
 from local.serving.certificates import Certificates
-from shared import audit, signing_keys
+from shared import audit
+from shared.entra import signing_keys
+from shared.entra.signing_keys import SigningKeys, signing_keys_from
 from shared.errors import InvalidTokenError, KeysUnavailableError
-from shared.signing_keys import SigningKeys, signing_keys_from
 from tests.emulated import until
 
 if TYPE_CHECKING:

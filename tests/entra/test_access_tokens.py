@@ -21,12 +21,13 @@ from hypothesis import strategies as st
 
 from local.entra.directory import BROKER, CONTOSO, EXPENSES_API, FABRIKAM, GRAPH, WEB_APP
 from local.entra.tokens import base64url
-from shared.entra import (
+from shared.entra.access_tokens import (
     MAX_TOKEN_CHARACTERS,
     AccessTokenValidator,
     VerifiedClaims,
     caller_from_claims,
 )
+from shared.entra.signing_keys import SigningKey, signing_keys_from
 from shared.errors import (
     BrokerError,
     ClientNotAllowedError,
@@ -35,13 +36,12 @@ from shared.errors import (
     TenantNotAllowedError,
 )
 from shared.settings import CONSUMERS
-from shared.signing_keys import SigningKey, signing_keys_from
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from local.entra.tokens import TokenIssuer
-    from shared.entra import (
+    from shared.entra.access_tokens import (
         Caller,
     )
     from shared.settings import EntraSettings

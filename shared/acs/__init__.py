@@ -1,0 +1,1 @@
+"""What Azure Communication Services has to do with."""

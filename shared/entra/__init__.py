@@ -1,0 +1,1 @@
+"""What Entra has to do with: access tokens, and the keys that sign them."""

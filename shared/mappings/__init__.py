@@ -1,0 +1,1 @@
+"""Who is who: the table, and the protocol that keeps it true."""
