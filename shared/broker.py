@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
     from shared.acs.identity import AcsIdentity
-    from shared.entra.access_tokens import AccessTokenValidator, Caller, Person
+    from shared.entra.access_tokens import AccessTokenValidator, Caller
     from shared.entra.signing_keys import SigningKeys
     from shared.http import TokenRequest
+    from shared.identifiers import Person
     from shared.mappings.identities import Identities
     from shared.mappings.table import IdentityMappings
     from shared.settings import AcsSettings

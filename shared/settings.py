@@ -10,6 +10,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar, cast
 from urllib.parse import urlsplit
 
+from shared.identifiers import GUID
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from urllib.parse import SplitResult
@@ -37,7 +39,6 @@ TABLE_HOST = re.compile(
 )
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 Value = TypeVar("Value")
-GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class SettingsError(ValueError):

@@ -25,7 +25,7 @@ from local.serving.application import serve
 from local.storage.azurite import azurite
 from local.storage.proxy import TableProxy
 from shared.acs.identity import AcsIdentity
-from shared.entra.access_tokens import Person
+from shared.identifiers import Person
 from shared.mappings.identities import Identities
 from shared.mappings.table import IdentityMappings
 from shared.settings import EntraSettings

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from azure.data.tables.aio import TableClient
 
     from local.serving.faults import Faults
-    from shared.entra.access_tokens import Person
+    from shared.identifiers import Person
     from shared.mappings.table import IdentityMappings
 
 Result = TypeVar("Result")

@@ -21,7 +21,7 @@ from local.serving.application import serve
 from shared import audit
 from shared import broker as broker_module
 from shared.broker import Broker, granted_lifetime, granted_scopes, refuse_revoked
-from shared.entra.access_tokens import AccessTokenValidator, Caller, Person
+from shared.entra.access_tokens import AccessTokenValidator, Caller
 from shared.entra.signing_keys import SigningKeys
 from shared.errors import (
     BusyError,
@@ -38,6 +38,7 @@ from shared.errors import (
     UserNotFoundError,
 )
 from shared.http import TokenRequest
+from shared.identifiers import Person
 from shared.mappings.identities import Identities
 from shared.mappings.table import LEASE, State
 from shared.settings import AcsSettings

@@ -11,8 +11,8 @@ import pytest
 
 from local.entra.directory import CONTOSO
 from shared import audit
-from shared.entra.access_tokens import Person
 from shared.errors import BrokerError, StorageUnavailableError, UpstreamThrottledError
+from shared.identifiers import Person
 from shared.mappings.identities import Identities
 from shared.mappings.table import State
 from shared.prune import ABANDONED_AFTER, MAX_DURATION, Pruner, PruneReport

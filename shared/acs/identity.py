@@ -35,6 +35,7 @@ from shared.errors import (
     UpstreamTimeoutError,
     UpstreamUnavailableError,
 )
+from shared.identifiers import ACS_ID
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
@@ -60,8 +61,6 @@ AGAIN_ON_NEW_CONNECTION: dict[str, Any] = {
 # b64token, RFC 6750 section 2.1; the SDK makes text of whatever ACS sent.
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{1,16384}=*")
 EXPIRY_TOLERANCE = timedelta(minutes=5)
-
-ACS_ID = re.compile(r"8:(acs|gcch-acs|dod-acs):[0-9a-fA-F-]{36}_[0-9a-zA-Z-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import base64
 import binascii
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, NewType, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Any, NewType, Protocol, TypeGuard
 
 import jwt
 
@@ -25,7 +25,8 @@ from shared.errors import (
     InvalidTokenError,
     TenantNotAllowedError,
 )
-from shared.settings import CONSUMERS, GUID
+from shared.identifiers import GUID, Person
+from shared.settings import CONSUMERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,16 +55,6 @@ DECIDING_CLAIMS = frozenset(
 
 VerifiedClaims = NewType("VerifiedClaims", "dict[str, Any]")
 """Claims whose signature has been verified; made by `AccessTokenValidator` alone."""
-
-
-class Person(NamedTuple):
-    """Who somebody is: `tid` and `oid`. Names, mail addresses and UPNs change hands; these never.
-
-    https://learn.microsoft.com/entra/identity-platform/claims-validation#validate-the-subject
-    """
-
-    tenant_id: str
-    object_id: str
 
 
 @dataclass(frozen=True, slots=True)

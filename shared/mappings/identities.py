@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shared.acs.identity import AcsIdentity
-    from shared.entra.access_tokens import Person
+    from shared.identifiers import Person
     from shared.mappings.table import IdentityMappings
 
 POLL_SECONDS = 0.15

@@ -28,9 +28,8 @@ from azure.core.exceptions import (
 from azure.data.tables import TableErrorCode, UpdateMode
 
 from shared import audit
-from shared.acs.identity import ACS_ID
-from shared.entra.access_tokens import Person
 from shared.errors import StorageUnavailableError
+from shared.identifiers import ACS_ID, Person
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping

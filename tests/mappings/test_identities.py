@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared import audit
-from shared.entra.access_tokens import Person
 from shared.errors import (
     BrokerError,
     BusyError,
@@ -21,6 +20,7 @@ from shared.errors import (
     UpstreamBadResponseError,
     UpstreamUnavailableError,
 )
+from shared.identifiers import Person
 from shared.mappings.identities import Identities
 from shared.mappings.table import LEASE, State
 from shared.prune import Pruner

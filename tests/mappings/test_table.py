@@ -13,8 +13,8 @@ from azure.data.tables.aio import TableClient
 
 from local.serving.application import serve
 from local.storage.azurite import Endpoints
-from shared.entra.access_tokens import Person
 from shared.errors import StorageUnavailableError
+from shared.identifiers import Person
 from shared.mappings.table import IdentityMappings, State
 from tests.emulated import ACS_ID, mapping_of
 
