@@ -1,4 +1,4 @@
-"""The functions: what is called, and the one place that puts the broker together."""
+"""The functions: what is called."""
 
 from __future__ import annotations
 
@@ -6,21 +6,11 @@ import functools
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import aiohttp
 import azure.functions as func
-from azure.communication.identity.aio import CommunicationIdentityClient
-from azure.core.credentials import AzureKeyCredential
-from azure.data.tables.aio import TableClient
-from azure.identity.aio import DefaultAzureCredential, ManagedIdentityCredential
 
-from shared import audit
-from shared.acs.identity import AcsIdentity
-from shared.broker import Broker, user_json
-from shared.entra.access_tokens import AccessTokenValidator
-from shared.entra.signing_keys import SigningKeys
-from shared.errors import MisconfiguredError
+from shared.broker import user_json
 from shared.http import (
     TokenRequest,
     answers_problems,
@@ -29,13 +19,10 @@ from shared.http import (
     json_response,
     refuse_input,
 )
-from shared.mappings.identities import Identities
-from shared.mappings.table import IdentityMappings
-from shared.prune import Pruner
-from shared.settings import Settings, SettingsError
+from shared.services import build_services
 
 if TYPE_CHECKING:
-    from azure.core.credentials_async import AsyncTokenCredential
+    from shared.services import Services
 
 # The SDKs log a line or more for each request they make.
 logging.getLogger("azure").setLevel(logging.WARNING)
@@ -49,8 +36,8 @@ app = func.FunctionApp(http_auth_level=func.AuthLevel.ANONYMOUS)
 async def token(req: func.HttpRequest) -> func.HttpResponse:
     """Exchange the caller's Entra access token for an ACS access token."""
     access_token = bearer_token(req.headers)
-    caller = await broker().authenticate(access_token)
-    issued = await broker().issue(caller, TokenRequest.parse(req))
+    caller = await services().broker.authenticate(access_token)
+    issued = await services().broker.issue(caller, TokenRequest.parse(req))
     return json_response(issued.as_json())
 
 
@@ -59,12 +46,12 @@ async def token(req: func.HttpRequest) -> func.HttpResponse:
 async def user(req: func.HttpRequest) -> func.HttpResponse:
     """Read the caller's ACS identity, or create it."""
     access_token = bearer_token(req.headers)
-    caller = await broker().authenticate(access_token)
+    caller = await services().broker.authenticate(access_token)
     refuse_input(req)
     if req.method == "POST":
-        acs_id = await broker().create_user(caller)
+        acs_id = await services().broker.create_user(caller)
     else:
-        acs_id = await broker().find_user(caller)
+        acs_id = await services().broker.find_user(caller)
     return json_response({"user": user_json(acs_id)})
 
 
@@ -79,7 +66,7 @@ async def health(_req: func.HttpRequest) -> func.HttpResponse:
 @answers_problems("GET")
 async def health_ready(_req: func.HttpRequest) -> func.HttpResponse:
     """Say whether tokens can be served: settings, signing keys, table."""
-    await broker().check_ready()
+    await services().broker.check_ready()
     return json_response({"status": "ready"})
 
 
@@ -95,79 +82,15 @@ async def prune_mappings(timer: func.TimerRequest) -> None:
     """Finish what was interrupted and remove identities that nobody uses."""
     if timer.past_due:
         logger.warning("prune_past_due")
-    await pruner().run()
+    await services().pruner.run()
+
+
+@functools.cache
+def services() -> Services:
+    """Return what serves, built on first use: importing this module only lists the functions."""
+    return build_services(os.environ)
 
 
 @functools.cache
 def _contract() -> str:
     return Path(__file__).with_name("shared").joinpath("openapi.json").read_text("utf-8")
-
-
-def broker() -> Broker:
-    """Return the broker, put together on first use."""
-    return _services()[0]
-
-
-def pruner() -> Pruner:
-    """Return the timer's use case, put together on first use."""
-    return _services()[1]
-
-
-@functools.cache
-def _services() -> tuple[Broker, Pruner]:
-    """Read the settings and build every client, once per process and inside its event loop.
-
-    Raises:
-        MisconfiguredError: the settings cannot be served from; the log names each problem.
-    """
-    try:
-        settings = Settings.from_env(os.environ)
-    except SettingsError as exc:
-        audit.record("settings_invalid", {"reason": str(exc)}, level=logging.ERROR)
-        raise MisconfiguredError(str(exc)) from exc
-    mappings = IdentityMappings(
-        mappings=_table(settings, settings.mappings.table),
-        orphans=_table(settings, f"{settings.mappings.table}Orphans"),
-    )
-    key = settings.acs.access_key
-    acs = AcsIdentity(
-        client=CommunicationIdentityClient(
-            settings.acs.endpoint,
-            AzureKeyCredential(key) if key else _credential(settings.managed_identity_client_id),
-        )
-    )
-    keys = SigningKeys(
-        session=aiohttp.ClientSession(auto_decompress=False),
-        authority=settings.entra.authority,
-        keys_of=settings.entra.keys_of,
-    )
-    identities = Identities(acs=acs, mappings=mappings)
-    broker = Broker(
-        settings=settings.acs,
-        validator=AccessTokenValidator(settings=settings.entra, keys=keys),
-        identities=identities,
-        acs=acs,
-        mappings=mappings,
-        keys=keys,
-    )
-    return broker, Pruner(settings=settings.prune, identities=identities, mappings=mappings)
-
-
-def _table(settings: Settings, table: str) -> TableClient:
-    # Retries are ours (shared/mappings/table.py); the SDK's would sleep for as long as Retry-After
-    # says.
-    bounds: dict[str, Any] = {"retry_total": 0, "connection_timeout": 1, "read_timeout": 3}
-    connection_string, endpoint = settings.mappings.connection_string, settings.mappings.endpoint
-    if connection_string is not None:
-        return TableClient.from_connection_string(connection_string, table, **bounds)
-    assert endpoint is not None  # noqa: S101 - the settings have one of the two
-    credential = _credential(settings.managed_identity_client_id)
-    return TableClient(endpoint, table, credential=credential, **bounds)
-
-
-@functools.cache
-def _credential(client_id: str | None) -> AsyncTokenCredential:
-    """Return the managed identity in Azure; elsewhere a service principal or the developer."""
-    if "IDENTITY_ENDPOINT" in os.environ:
-        return ManagedIdentityCredential(client_id=client_id)
-    return DefaultAzureCredential()

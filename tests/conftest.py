@@ -123,7 +123,7 @@ async def store(storage: Endpoints, tables: TableProxy) -> AsyncIterator[Store]:
     name = f"t{secrets.token_hex(8)}"
     direct = storage.connection_string
     proxied = direct.replace(storage.table, tables.endpoint)
-    # As function_app.py builds its clients.
+    # As shared/services.py builds its clients.
     bounds: dict[str, Any] = {"retry_total": 0, "connection_timeout": 1, "read_timeout": 3}
     async with AsyncExitStack() as clients:
         rows, ledger, mappings, orphans = [

@@ -47,7 +47,7 @@ async def entra(entra_keys: list[EntraKey]) -> AsyncIterator[EntraEmulator]:
 async def key_store(clock: Clock) -> AsyncIterator[Callable[..., SigningKeys]]:
     """Return a function that makes a key store for an authority."""
     made: list[SigningKeys] = []
-    # As function_app.py builds it.
+    # As shared/services.py builds it.
     async with aiohttp.ClientSession(auto_decompress=False) as session:
 
         def make(authority: str, **options: Any) -> SigningKeys:

@@ -129,7 +129,7 @@ class TestSettings:
     def test_tables(self) -> None:
         """The Bicep makes the tables that the code opens."""
         assert "tableNames: [mappingsTable, '${mappingsTable}Orphans']" in BICEP["main.bicep"]
-        assert 'f"{settings.mappings.table}Orphans"' in (ROOT / "function_app.py").read_text()
+        assert 'f"{settings.table}Orphans"' in (ROOT / "shared/services.py").read_text()
 
     @pytest.mark.parametrize("forbidden", FORBIDDEN_ON_FLEX)
     def test_forbidden(self, forbidden: str) -> None:

@@ -1,0 +1,114 @@
+"""Imports point one way, so that a reader can stop where their question ends."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# From what is called down to what stands by itself. A module imports from below its own floor only,
+# or from its own folder.
+FLOORS = [
+    ["function_app"],
+    ["shared.services"],
+    ["shared.broker", "shared.prune"],
+    ["shared.mappings"],
+    ["shared.acs", "shared.entra"],
+    ["shared.http"],
+    ["shared.rate_limit", "shared.settings"],
+    ["shared.audit", "shared.errors", "shared.identifiers"],
+    ["shared.single_flight", "shared.strict_json"],
+]
+# Who may know of a library or of the process's environment.
+ONLY = {
+    "azure.communication": {"shared.acs", "shared.services"},
+    "azure.data": {"shared.mappings", "shared.services"},
+    "azure.functions": {"function_app", "shared.http"},
+    "azure.identity": {"shared.services"},
+    "aiohttp": {"shared.entra", "shared.services"},
+    "cryptography": {"shared.entra"},
+    "jwt": {"shared.entra"},
+    "os": {"function_app"},
+}
+
+
+def module_of(path: Path) -> str:
+    """Return the dotted name of a source file."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {
+    module_of(path): path for path in [ROOT / "function_app.py", *(ROOT / "shared").rglob("*.py")]
+}
+
+
+def imported_by(module: str, path: Path) -> set[str]:
+    """Return what a module imports, also for the sake of types alone."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively"
+            whole = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= whole & MODULES.keys() or {str(node.module)}
+    return found - {"__future__"}
+
+
+IMPORTS = {module: imported_by(module, path) for module, path in MODULES.items()}
+
+
+def within(module: str, place: str) -> bool:
+    """Tell whether a module is a place, or in it."""
+    return module == place or module.startswith(f"{place}.")
+
+
+def place_of(module: str) -> tuple[int, str]:
+    """Return the floor of a module, the highest being 0, and its room there."""
+    (place,) = (
+        (floor, room)
+        for floor, rooms in enumerate(FLOORS)
+        for room in rooms
+        if within(module, room)
+    )
+    return place
+
+
+each_module = pytest.mark.parametrize("module", sorted(MODULES.keys() - {"shared"}))
+
+
+@each_module
+def test_downwards(module: str) -> None:
+    """A module imports only from below, or from its own folder."""
+    floor, room = place_of(module)
+    for imported in IMPORTS[module]:
+        if within(imported, "shared"):
+            below, other = place_of(imported)
+            assert other == room or below > floor, f"{module} imports {imported}"
+
+
+@each_module
+def test_nothing_that_is_not_deployed(module: str) -> None:
+    """What runs in Azure never imports what stays behind."""
+    for place in ("local", "tests", "bench", "infra", "samples"):
+        assert not any(within(imported, place) for imported in IMPORTS[module])
+
+
+def test_no_circle() -> None:
+    """No module comes to import itself."""
+    left = {module: IMPORTS[module] & MODULES.keys() for module in MODULES}
+    while left:
+        free = {module for module, imports in left.items() if not imports & left.keys()}
+        assert free, f"a circle among {sorted(left)}"
+        left = {module: imports for module, imports in left.items() if module not in free}
+
+
+@pytest.mark.parametrize("library", ONLY)
+def test_kept_in_its_place(library: str) -> None:
+    """A library is used where it belongs, and really is used there."""
+    users = {module for module in MODULES if any(within(each, library) for each in IMPORTS[module])}
+    places = {place for module in users for place in ONLY[library] if within(module, place)}
+    assert [] == [module for module in users if not any(within(module, each) for each in places)]
+    assert ONLY[library] == places
