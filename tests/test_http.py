@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from local.functions.host import Context, TraceContext
+from local.functions.app import Context, TraceContext
 from shared import audit, errors, http
 from shared.errors import BrokerError, InvalidRequestError, MissingTokenError
 

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib
-import inspect
 import json
 import logging
 import os
@@ -23,27 +21,24 @@ import re
 import secrets
 import signal
 import sys
-import threading
-import time
-import uuid
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, quote
 
 from aiohttp import web
-from aiohttp.http_exceptions import BadHttpMessage
-from azure.functions import FunctionRegister
-from azure.functions.http import HttpRequestConverter, HttpResponseConverter
 from azure.functions.meta import Datum
 from azure.functions.timer import TimerRequestConverter
 
-from local.functions.aspnet import Route, decoded_path, joined
+from local.functions.app import AppError, Context, TraceContext, load_functions
+from local.functions.aspnet import decoded_path
+from local.functions.http import Cors, http_request, http_response
+from local.functions.log import log_to_stdout
 from local.serving.application import LOOPBACK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
+
+    from local.functions.app import Function
 
 DEFAULT_PORT = 7071
 DEFAULT_BODY_LIMIT = 104857600  # FUNCTIONS_REQUEST_BODY_SIZE_LIMIT, where it is not set.
@@ -51,108 +46,10 @@ HEADERS_LIMIT = 32768  # Kestrel's MaxRequestHeadersTotalSize.
 SHUTDOWN_SECONDS = 10.0  # What requests in flight get to finish.
 
 TRACE_PARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})")
-CRON = re.compile(r"[0-9*/,-]+( [0-9*/,-]+){3}( [0-9A-Za-z*/,-]+){2}")
 # A timer that is run by hand is told nothing about its schedule.
 TIMER_INFO = Datum('{"IsPastDue": false, "Schedule": {}, "ScheduleStatus": {}}', "json")
 
 logger = logging.getLogger("host")
-# Whose records are shown at all times: this host's own, and Python's about tasks gone wrong.
-HOST_LOGGERS = ("host", "aiohttp", "asyncio")
-
-
-class HostError(Exception):
-    """The app cannot be served; the message tells its developer why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cors:
-    """The origins that a browser may call from, as `Host` in local.settings.json names them."""
-
-    origins: tuple[str, ...] = ()
-    credentials: bool = False
-
-    def is_preflight(self, request: web.Request) -> bool:
-        """Tell whether the host answers a request, in place of any function."""
-        asks = {"Origin", "Access-Control-Request-Method"} <= request.headers.keys()
-        return bool(self.origins) and request.method == "OPTIONS" and asks
-
-    def add_headers(self, request: web.Request, response: web.Response) -> None:
-        """Let the page that asked read the answer, where its origin is one of these."""
-        origin = request.headers.get("Origin")
-        any_origin = self.origins == ("*",)
-        if self.origins and not any_origin:
-            response.headers.add("Vary", "Origin")
-        if origin is None or not (any_origin or origin in self.origins):
-            return
-        response.headers["Access-Control-Allow-Origin"] = "*" if any_origin else origin
-        if self.credentials:
-            response.headers["Access-Control-Allow-Credentials"] = "true"
-        if self.is_preflight(request):
-            asked = request.headers
-            response.headers["Access-Control-Allow-Methods"] = asked[
-                "Access-Control-Request-Method"
-            ]
-            if "Access-Control-Request-Headers" in asked:
-                allowed = asked["Access-Control-Request-Headers"]
-                response.headers["Access-Control-Allow-Headers"] = allowed
-
-
-@dataclass(frozen=True, slots=True)
-class TraceContext:
-    """The W3C trace that an invocation belongs to."""
-
-    trace_parent: str
-    trace_state: str
-    attributes: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What a function gets that asks for `context`, under the worker's names."""
-
-    function_name: str
-    function_directory: str
-    trace_context: TraceContext
-    invocation_id: str = field(default_factory=lambda: str(uuid.uuid4()))
-    thread_local_storage: threading.local = field(default_factory=threading.local)
-    retry_context: None = None
-
-
-@dataclass(slots=True)
-class Invocation:
-    """One call of a function, as work that it started sees it, also once it has ended."""
-
-    function: str
-    over: bool = False
-
-
-# The tasks that an invocation starts belong to it: the worker hands its id on in the same way.
-current_invocation: ContextVar[Invocation | None] = ContextVar("invocation", default=None)
-
-
-@dataclass(frozen=True, slots=True)
-class Function:
-    """One function of the app. Without a route it is a timer; without methods it takes all."""
-
-    name: str
-    call: Callable[..., Any]
-    argument: str
-    route: Route | None
-    methods: frozenset[str]
-
-    async def run(self, value: Any, context: Context) -> Any:  # noqa: ANN401 - the app's own types
-        """Call the function, in a thread where it is not async, and return what it returns."""
-        invocation = Invocation(self.name)
-        current_invocation.set(invocation)
-        arguments = {self.argument: value}
-        if "context" in inspect.signature(self.call).parameters:
-            arguments["context"] = context
-        try:
-            if inspect.iscoroutinefunction(self.call):
-                return await self.call(**arguments)
-            return await asyncio.to_thread(self.call, **arguments)
-        finally:
-            invocation.over = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,154 +150,18 @@ class Host:
         return Context(function.name, str(self.folder), TraceContext(trace_parent, trace_state))
 
 
-def http_request(request: web.Request, path: str, parameters: dict[str, str], body: bytes) -> Any:  # noqa: ANN401 - azure.functions.HttpRequest, from an SDK function without a type
-    """Return the request as the worker hands it to a function."""
-    # A percent sign that begins no escape is escaped itself, as PathString.ToUriComponent does.
-    escaped = quote(re.sub("%(?![0-9A-Fa-f]{2})", "%25", path), safe="/!$&'()*+,;=:@%")
-    query = request.rel_url.raw_query_string
-    # The worker does not ask for empty parameters, so the host leaves them out.
-    given = joined(parse_qsl(query))
-    http = {
-        "method": Datum(request.method, "string"),
-        "url": Datum(f"http://{request.host}{escaped}{query and '?'}{query}", "string"),
-        "headers": _strings(joined(request.headers.items())),
-        "query": _strings(given),
-        "params": _strings(parameters),
-        "body": Datum(body, "bytes"),
-    }
-    return HttpRequestConverter.decode(Datum(http, "http"), trigger_metadata=None)
-
-
-def _strings(values: Mapping[str, str]) -> dict[str, Datum]:
-    return {name: Datum(value, "string") for name, value in values.items()}
-
-
-def http_response(returned: object) -> web.Response:
-    """Return the answer for what a function returned.
-
-    Raises:
-        Exception: the worker or the host would fail on it.
-    """
-    datum = HttpResponseConverter.encode(returned, expected_type=None)
-    if datum.type == "string":
-        return web.Response(text=datum.value)
-    http = datum.value
-    response = web.Response(status=int(http["status_code"].value), body=http["body"].value)
-    for name, datum in http["headers"].items():
-        value = datum.value
-        if not (value.isascii() and value.isprintable()):
-            raise ValueError(f"invalid non-ASCII or control character in the header {name}")
-        if name.lower() not in {"content-length", "transfer-encoding"}:  # The server's own.
-            response.headers[name] = value
-    for cookie in http["cookies"] or ():
-        for morsel in cookie.values():
-            response.headers.add("Set-Cookie", morsel.OutputString())
-    return response
-
-
-def load_functions(folder: Path, prefix: str, settings: Mapping[str, str]) -> list[Function]:
-    """Import an app's function_app.py and return its functions, in the order they are tried.
-
-    Raises:
-        HostError: there is none, or it has a trigger, route or schedule that cannot be served.
-    """
-    if not (folder / "function_app.py").is_file():
-        raise HostError(f"there is no function_app.py in {folder}")
-    sys.path.insert(0, str(folder))
-    members = vars(importlib.import_module("function_app")).values()
-    apps = [each for each in members if isinstance(each, FunctionRegister)]
-    if len(apps) != 1:
-        raise HostError(f"function_app.py must define one function app, and has {len(apps)}")
-    functions = []
-    for indexed in apps[0].get_functions():
-        name = str(indexed.get_function_name())
-        bindings = {each["type"]: each for each in map(json.loads, indexed.get_raw_bindings())}
-        unknown = bindings.keys() - {"httpTrigger", "http", "timerTrigger"}
-        if unknown:
-            raise HostError(f"{name}: {', '.join(sorted(unknown))} is not served here")
-        route = None
-        trigger = bindings.get("httpTrigger") or bindings["timerTrigger"]
-        call = indexed.get_user_function()
-        if inspect.signature(call).parameters.keys() - {"context"} != {trigger["name"]}:
-            raise HostError(f"{name} must take one argument that is called {trigger['name']!r}")
-        try:
-            if trigger["type"] == "httpTrigger":
-                route = Route.parse(f"{prefix}/{trigger.get('route') or name}".removeprefix("/"))
-            else:
-                check_schedule(trigger["schedule"], settings)
-        except ValueError as exc:
-            raise HostError(f"{name}: {exc}") from exc
-        methods = frozenset(str(method).upper() for method in trigger.get("methods") or ())
-        functions.append(Function(name, call, trigger["name"], route, methods))
-    return sorted(functions, key=lambda function: function.name.lower())
-
-
-def check_schedule(schedule: str, settings: Mapping[str, str]) -> None:
-    """Check the shape of a timer's schedule, six fields of NCRONTAB or a %SETTING% with them.
-
-    Raises:
-        ValueError: the setting is missing, or the schedule is none.
-    """
-    for name in re.findall("%([^%]+)%", schedule):
-        if name not in settings:
-            raise ValueError(f"%{name}% does not resolve to a value")
-        schedule = schedule.replace(f"%{name}%", settings[name])
-    if not CRON.fullmatch(schedule.strip()):
-        raise ValueError(f"{schedule!r} is not a schedule (second minute hour day month weekday)")
-
-
-class OneLineFormatter(logging.Formatter):
-    """Formats a record as one line, whatever its message and traceback hold."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line, with the function that was running."""
-        moment = time.strftime("%H:%M:%S", time.localtime(record.created))
-        invocation = current_invocation.get()
-        source = invocation.function if invocation else "host"
-        head = f"[{moment}.{int(record.msecs):03}] {source}: {record.levelname} "
-        text = super().format(record)
-        return head + "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-
-def log_to_stdout() -> None:
-    """Send the app's log records to stdout, from INFO on; of the Azure SDKs only warnings."""
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(OneLineFormatter())
-    handler.addFilter(_arrives)
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    logging.getLogger("azure").setLevel(logging.WARNING)
-    # aiohttp would quote the header that it cannot read, and with it a token.
-    logging.getLogger("aiohttp.server").addFilter(_says_nothing_of_headers)
-
-
-def _arrives(record: logging.LogRecord) -> bool:
-    """Tell whether a record would reach the host's log.
-
-    The worker sends each record with the id of the invocation whose task writes it. The host takes
-    it only while that invocation runs (GrpcWorkerChannel.Log in Azure/azure-functions-host), and
-    drops the others without a word. Standard output is forwarded at all times.
-    """
-    invocation = current_invocation.get()
-    of_the_app = record.name.partition(".")[0] not in HOST_LOGGERS
-    return not of_the_app or (invocation is not None and not invocation.over)
-
-
-def _says_nothing_of_headers(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and isinstance(record.exc_info[1], BadHttpMessage))
-
-
 def read_json(file: Path) -> dict[str, Any]:
     """Return the object in a JSON file.
 
     Raises:
-        HostError: the file is missing or holds something else.
+        AppError: the file is missing or holds something else.
     """
     try:
         value = json.loads(file.read_text("utf-8-sig"))
     except (OSError, ValueError) as exc:
-        raise HostError(f"{file} cannot be read: {exc}") from exc
+        raise AppError(f"{file} cannot be read: {exc}") from exc
     if not isinstance(value, dict):
-        raise HostError(f"{file} must hold a JSON object")
+        raise AppError(f"{file} must hold a JSON object")
     return value
 
 
@@ -408,12 +169,12 @@ def load(folder: Path, local: Mapping[str, Any]) -> Host:
     """Put the settings into the environment, import the app and return its host.
 
     Raises:
-        HostError: it cannot be served.
+        AppError: it cannot be served.
     """
     host_json = read_json(folder / "host.json")
     for name, value in local.get("Values", {}).items():
         if not isinstance(value, str):
-            raise HostError(f"the setting {name} must be a string")
+            raise AppError(f"the setting {name} must be a string")
         if not os.environ.get(name):  # As in Core Tools, what is set but empty counts as unset.
             os.environ[name] = value
     os.environ["AZURE_FUNCTIONS_ENVIRONMENT"] = "Development"
@@ -423,7 +184,7 @@ def load(folder: Path, local: Mapping[str, Any]) -> Host:
         settings.get("CORSCredentials", False),
     )
     if cors.credentials and "*" in cors.origins:
-        raise HostError('Host.CORS cannot be "*" together with CORSCredentials')
+        raise AppError('Host.CORS cannot be "*" together with CORSCredentials')
     prefix = host_json.get("extensions", {}).get("http", {}).get("routePrefix", "api")
     return Host(
         folder=folder,
@@ -451,7 +212,7 @@ async def serve_until_stopped(host: Host, port: int) -> None:
     """Serve until SIGINT or SIGTERM, then let requests in flight finish.
 
     Raises:
-        HostError: the port is taken.
+        AppError: the port is taken.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -470,7 +231,7 @@ async def serve_until_stopped(host: Host, port: int) -> None:
         announce(host, f"http://{LOOPBACK}:{runner.addresses[0][1]}")
         await stop.wait()
     except OSError as exc:
-        raise HostError(f"port {port} cannot be opened: {exc.strerror}") from exc
+        raise AppError(f"port {port} cannot be opened: {exc.strerror}") from exc
     finally:
         await runner.cleanup()
 
@@ -492,7 +253,7 @@ def main() -> int:
         if arguments.port is not None:
             port = arguments.port
         asyncio.run(serve_until_stopped(load(folder, local), port))
-    except HostError as exc:
+    except AppError as exc:
         print(f"The app cannot be served: {exc}", file=sys.stderr)
         return 1
     return 0
