@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar, cast
-from urllib.parse import urlsplit
 
+from shared.endpoints import (
+    PUBLIC_CLOUD,
+    V1_ISSUERS,
+    acs_connection_endpoint,
+    acs_connection_key,
+    acs_endpoint,
+    entra_authority,
+    table_connection_string,
+    table_endpoint,
+)
 from shared.identifiers import GUID
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-    from urllib.parse import SplitResult
 
 ACS_SCOPES = frozenset({"chat", "voip", "chat.join", "chat.join.limited", "voip.join"})
 LIFETIME_MINUTES = range(60, 1440 + 1)  # What ACS takes.
@@ -24,20 +30,6 @@ MIN_IDLE = timedelta(minutes=LIFETIME_MINUTES[-1]) + TOUCH_INTERVAL + timedelta(
 
 ANY_TENANT = "*"
 CONSUMERS = "9188040d-6c67-4c5b-b112-36a304b66dad"  # The tenant of personal Microsoft accounts.
-# Entra's v1 issuer by authority host.
-# https://learn.microsoft.com/entra/identity-platform/authentication-national-cloud
-PUBLIC_CLOUD = "login.microsoftonline.com"
-V1_ISSUERS = {
-    PUBLIC_CLOUD: "https://sts.windows.net",
-    "login.microsoftonline.us": "https://sts.windows.net",
-    "login.partner.microsoftonline.cn": "https://sts.chinacloudapi.cn",
-}
-ACS_HOST_SUFFIXES = (".communication.azure.com", ".communication.azure.us")
-TABLE_HOST = re.compile(
-    r"[a-z0-9]{3,24}\.(z\d+\.)?table(\.storage\.azure\.net"
-    r"|\.core\.(windows\.net|usgovcloudapi\.net|chinacloudapi\.cn))"
-)
-LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 Value = TypeVar("Value")
 
 
@@ -215,17 +207,17 @@ def _entra(reader: _Reader) -> EntraSettings:
         audiences=reader.read("ENTRA_AUDIENCES", _audiences, f"api://{client_id}"),
         required_scope=reader.read("ENTRA_REQUIRED_SCOPE", _scope_token, "access_as_user"),
         allowed_client_ids=reader.read("ENTRA_ALLOWED_CLIENT_IDS", _guids, ""),
-        authority=reader.read("ENTRA_AUTHORITY_HOST", _authority, f"https://{PUBLIC_CLOUD}"),
+        authority=reader.read("ENTRA_AUTHORITY_HOST", entra_authority, f"https://{PUBLIC_CLOUD}"),
     )
 
 
 def _acs(reader: _Reader) -> AcsSettings:
     endpoint, access_key = "", None
     if reader.one_of("ACS_ENDPOINT", "ACS_CONNECTION_STRING"):
-        endpoint = reader.read("ACS_ENDPOINT", _acs_endpoint)
+        endpoint = reader.read("ACS_ENDPOINT", acs_endpoint)
     elif reader.text("ACS_CONNECTION_STRING"):
-        endpoint = reader.read("ACS_CONNECTION_STRING", _acs_connection_endpoint)
-        access_key = reader.read("ACS_CONNECTION_STRING", _acs_connection_key)
+        endpoint = reader.read("ACS_CONNECTION_STRING", acs_connection_endpoint)
+        access_key = reader.read("ACS_CONNECTION_STRING", acs_connection_key)
     lifetime = reader.read("ACS_TOKEN_LIFETIME_MINUTES", _lifetime, "60")
     max_lifetime = reader.read("ACS_TOKEN_MAX_LIFETIME_MINUTES", _lifetime, "1440")
     if lifetime and max_lifetime and lifetime > max_lifetime:
@@ -242,9 +234,9 @@ def _acs(reader: _Reader) -> AcsSettings:
 def _mappings(reader: _Reader) -> MappingsSettings:
     endpoint, connection_string = None, None
     if reader.one_of("MAPPINGS_TABLE_ENDPOINT", "MAPPINGS_CONNECTION_STRING"):
-        endpoint = reader.read("MAPPINGS_TABLE_ENDPOINT", _table_endpoint)
+        endpoint = reader.read("MAPPINGS_TABLE_ENDPOINT", table_endpoint)
     elif reader.text("MAPPINGS_CONNECTION_STRING"):
-        connection_string = reader.read("MAPPINGS_CONNECTION_STRING", _table_connection)
+        connection_string = reader.read("MAPPINGS_CONNECTION_STRING", table_connection_string)
     return MappingsSettings(
         endpoint=endpoint,
         connection_string=connection_string,
@@ -294,100 +286,6 @@ def _tenants(text: str) -> frozenset[str] | None:
     if CONSUMERS in _guids(text):
         raise ValueError("has the tenant of personal accounts, which is never served")
     return _guids(text)
-
-
-def _split(text: str) -> SplitResult:
-    try:
-        return urlsplit(text)
-    except ValueError:  # Its text may quote what stands in a connection string.
-        raise ValueError("is not a URL") from None
-
-
-def _origin(text: str) -> tuple[str, str]:
-    """Return host and origin of a URL that is an origin and nothing more."""
-    parts = _split(text.rstrip("/"))
-    host = parts.hostname or ""
-    bare = f"{parts.scheme}://{parts.netloc}" == text.rstrip("/") and "@" not in parts.netloc
-    if not bare or parts.scheme not in {"https", "http"} or not host:
-        raise ValueError("is not a URL of scheme and host alone")
-    if host not in LOOPBACK_HOSTS and (parts.scheme != "https" or parts.netloc != host):
-        raise ValueError("is not https on the default port")
-    return host, text.rstrip("/")
-
-
-def _authority(text: str) -> str:
-    host, origin = _origin(text)
-    if host not in LOOPBACK_HOSTS and host not in V1_ISSUERS:
-        raise ValueError(f"is none of Entra's hosts: {', '.join(V1_ISSUERS)}")
-    return origin
-
-
-def _acs_origin(text: str) -> str:
-    host, origin = _origin(text)
-    if host not in LOOPBACK_HOSTS and not host.endswith(ACS_HOST_SUFFIXES):
-        raise ValueError("is not the endpoint of an ACS resource (*.communication.azure.com)")
-    return origin
-
-
-def _acs_endpoint(text: str) -> str:
-    origin = _acs_origin(text)
-    if not origin.startswith("https:"):
-        raise ValueError("is not https, which a managed identity needs")
-    return origin
-
-
-def _fields(text: str) -> dict[str, str]:
-    """Return the fields of a connection string, by lower-case name."""
-    parts = [part.partition("=") for part in text.removesuffix(";").split(";")]
-    fields = {name.lower(): value for name, _, value in parts}
-    well_formed = all(re.fullmatch(r"\w+", name) and equals for name, equals, _ in parts)
-    if len(fields) != len(parts) or not well_formed:
-        raise ValueError("is not a connection string, of the form name=value;name=value")
-    return fields
-
-
-def _base64(text: str, name: str) -> str:
-    try:
-        base64.b64decode(text or "-", validate=True)
-    except binascii.Error:
-        raise ValueError(f"has no {name}=, a base64 text") from None
-    return text
-
-
-def _acs_connection_endpoint(text: str) -> str:
-    return _acs_origin(_fields(text).get("endpoint", ""))
-
-
-def _acs_connection_key(text: str) -> str:
-    return _base64(_fields(text).get("accesskey", ""), "accesskey")
-
-
-def _table_endpoint(text: str) -> str:
-    parts = _split(text)
-    if parts.scheme != "https":
-        raise ValueError("is not https, which a managed identity needs")
-    if parts.hostname in LOOPBACK_HOSTS:
-        return text.rstrip("/")
-    if not TABLE_HOST.fullmatch(_origin(text)[0]):
-        raise ValueError("is not a Table endpoint (https://*.table.core.windows.net)")
-    return text.rstrip("/")
-
-
-def _table_connection(text: str) -> str:
-    if text.lower().removesuffix(";") == "usedevelopmentstorage=true":
-        return "UseDevelopmentStorage=true"  # The SDK takes it without a semicolon only.
-    fields = _fields(text)
-    _base64(fields.get("accountkey", ""), "AccountKey")
-    suffix = fields.get("endpointsuffix", "core.windows.net")
-    default = f"https://{fields.get('accountname')}.table.{suffix}"
-    endpoint = _split(fields.get("tableendpoint", default))
-    if endpoint.hostname in LOOPBACK_HOSTS:
-        return text
-    if {endpoint.scheme, fields.get("defaultendpointsprotocol", "https")} != {"https"}:
-        raise ValueError("is not https")
-    if not TABLE_HOST.fullmatch(endpoint.netloc):
-        raise ValueError("is not one of a storage account")
-    return text
 
 
 def _acs_scopes(text: str) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ FLOORS = [
     ["shared.acs", "shared.entra"],
     ["shared.http"],
     ["shared.rate_limit", "shared.settings"],
-    ["shared.audit", "shared.errors", "shared.identifiers"],
+    ["shared.audit", "shared.endpoints", "shared.errors", "shared.identifiers"],
     ["shared.single_flight", "shared.strict_json"],
 ]
 # Who may know of a library or of the process's environment.

@@ -1,0 +1,131 @@
+"""Where the services are: URLs and connection strings, read strictly.
+
+Each function takes the text of a setting, and raises ValueError with what is wrong with it. No
+message quotes the text, which may hold an access key.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from urllib.parse import SplitResult
+
+# Entra's v1 issuer by authority host.
+# https://learn.microsoft.com/entra/identity-platform/authentication-national-cloud
+PUBLIC_CLOUD = "login.microsoftonline.com"
+V1_ISSUERS = {
+    PUBLIC_CLOUD: "https://sts.windows.net",
+    "login.microsoftonline.us": "https://sts.windows.net",
+    "login.partner.microsoftonline.cn": "https://sts.chinacloudapi.cn",
+}
+ACS_HOST_SUFFIXES = (".communication.azure.com", ".communication.azure.us")
+TABLE_HOST = re.compile(
+    r"[a-z0-9]{3,24}\.(z\d+\.)?table(\.storage\.azure\.net"
+    r"|\.core\.(windows\.net|usgovcloudapi\.net|chinacloudapi\.cn))"
+)
+LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+def entra_authority(text: str) -> str:
+    """Return the origin of an Entra host, or of one on loopback, without a slash at the end."""
+    host, origin = _origin(text)
+    if host not in LOOPBACK_HOSTS and host not in V1_ISSUERS:
+        raise ValueError(f"is not an Entra host: {', '.join(V1_ISSUERS)}")
+    return origin
+
+
+def acs_endpoint(text: str) -> str:
+    """Return the endpoint of an ACS resource, for a managed identity."""
+    origin = _acs_origin(text)
+    if not origin.startswith("https:"):
+        raise ValueError("is not https, which a managed identity needs")
+    return origin
+
+
+def acs_connection_endpoint(text: str) -> str:
+    """Return the endpoint in a connection string of an ACS resource."""
+    return _acs_origin(_fields(text).get("endpoint", ""))
+
+
+def acs_connection_key(text: str) -> str:
+    """Return the access key in a connection string of an ACS resource."""
+    return _base64(_fields(text).get("accesskey", ""), "accesskey")
+
+
+def table_endpoint(text: str) -> str:
+    """Return the Table endpoint of a storage account, for a managed identity."""
+    parts = _split(text)
+    if parts.scheme != "https":
+        raise ValueError("is not https, which a managed identity needs")
+    if parts.hostname in LOOPBACK_HOSTS:
+        return text.rstrip("/")
+    if not TABLE_HOST.fullmatch(_origin(text)[0]):
+        raise ValueError("is not a Table endpoint (https://*.table.core.windows.net)")
+    return text.rstrip("/")
+
+
+def table_connection_string(text: str) -> str:
+    """Return a connection string of a storage account, as the SDK takes it."""
+    if text.lower().removesuffix(";") == "usedevelopmentstorage=true":
+        return "UseDevelopmentStorage=true"  # The SDK takes it without a semicolon only.
+    fields = _fields(text)
+    _base64(fields.get("accountkey", ""), "AccountKey")
+    suffix = fields.get("endpointsuffix", "core.windows.net")
+    default = f"https://{fields.get('accountname')}.table.{suffix}"
+    endpoint = _split(fields.get("tableendpoint", default))
+    if endpoint.hostname in LOOPBACK_HOSTS:
+        return text
+    if {endpoint.scheme, fields.get("defaultendpointsprotocol", "https")} != {"https"}:
+        raise ValueError("is not https")
+    if not TABLE_HOST.fullmatch(endpoint.netloc):
+        raise ValueError("is not one of a storage account")
+    return text
+
+
+def _acs_origin(text: str) -> str:
+    host, origin = _origin(text)
+    if host not in LOOPBACK_HOSTS and not host.endswith(ACS_HOST_SUFFIXES):
+        raise ValueError("is not the endpoint of an ACS resource (*.communication.azure.com)")
+    return origin
+
+
+def _origin(text: str) -> tuple[str, str]:
+    """Return host and origin of a URL that is an origin and nothing more."""
+    parts = _split(text.rstrip("/"))
+    host = parts.hostname or ""
+    bare = f"{parts.scheme}://{parts.netloc}" == text.rstrip("/") and "@" not in parts.netloc
+    if not bare or parts.scheme not in {"https", "http"} or not host:
+        raise ValueError("is not a URL of scheme and host alone")
+    if host not in LOOPBACK_HOSTS and (parts.scheme != "https" or parts.netloc != host):
+        raise ValueError("is not https on the default port")
+    return host, text.rstrip("/")
+
+
+def _split(text: str) -> SplitResult:
+    try:
+        return urlsplit(text)
+    except ValueError:  # Its text may quote what stands in a connection string.
+        raise ValueError("is not a URL") from None
+
+
+def _fields(text: str) -> dict[str, str]:
+    """Return the fields of a connection string, by lower-case name."""
+    parts = [part.partition("=") for part in text.removesuffix(";").split(";")]
+    fields = {name.lower(): value for name, _, value in parts}
+    well_formed = all(re.fullmatch(r"\w+", name) and equals for name, equals, _ in parts)
+    if len(fields) != len(parts) or not well_formed:
+        raise ValueError("is not a connection string, of the form name=value;name=value")
+    return fields
+
+
+def _base64(text: str, name: str) -> str:
+    try:
+        base64.b64decode(text or "-", validate=True)
+    except binascii.Error:
+        raise ValueError(f"has no {name}= in base64") from None
+    return text
