@@ -26,9 +26,14 @@ from azure.data.tables import TableServiceClient
 from azure.identity import AzureCliCredential
 
 from infra.export import OUTPUTS, ask
-from shared.acs import ACS_ID
-from shared.entra import Person
-from shared.mappings import LEDGER_PARTITION, SCHEMA, IdentityMapping, State, entity_from_mapping
+from shared.identifiers import ACS_ID, Person
+from shared.mappings.table import (
+    LEDGER_PARTITION,
+    SCHEMA,
+    IdentityMapping,
+    State,
+    entity_from_mapping,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

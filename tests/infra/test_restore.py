@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from azure.data.tables.aio import TableServiceClient
 
-from local.azurite import azurite
-from local.certificates import Certificates
-from shared.entra import Person
-from shared.mappings import IdentityMappings, State, entity_from_mapping
+from local.serving.certificates import Certificates
+from local.storage.azurite import azurite
+from shared.identifiers import Person
+from shared.mappings.table import IdentityMappings, State, entity_from_mapping
 from tests.emulated import ACS_ID, mapping_of
 
 if TYPE_CHECKING:
