@@ -1,4 +1,4 @@
-"""The functions: what is called."""
+"""The function app: its HTTP routes and its timer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from shared.services import build_services
 if TYPE_CHECKING:
     from shared.services import Services
 
-# The SDKs log a line or more for each request they make.
+# The SDKs log at least one line for each request that they make.
 logging.getLogger("azure").setLevel(logging.WARNING)
 logger = logging.getLogger("broker")
 
@@ -58,14 +58,14 @@ async def user(req: func.HttpRequest) -> func.HttpResponse:
 @app.route(route="health")
 @answers_problems("GET")
 async def health(_req: func.HttpRequest) -> func.HttpResponse:
-    """Say that the process can serve. Touches nothing."""
+    """Answer 200 while the process runs; no other service is called."""
     return json_response({"status": "healthy"})
 
 
 @app.route(route="health/ready")
 @answers_problems("GET")
 async def health_ready(_req: func.HttpRequest) -> func.HttpResponse:
-    """Say whether tokens can be served: settings, signing keys, table."""
+    """Answer 200 if tokens can be issued: the settings, signing keys and table are checked."""
     await services().broker.check_ready()
     return json_response({"status": "ready"})
 
@@ -73,7 +73,7 @@ async def health_ready(_req: func.HttpRequest) -> func.HttpResponse:
 @app.route(route="openapi.json")
 @answers_problems("GET")
 async def openapi(_req: func.HttpRequest) -> func.HttpResponse:
-    """Serve the contract."""
+    """Serve the OpenAPI contract."""
     return json_document(_contract())
 
 
@@ -87,7 +87,7 @@ async def prune_mappings(timer: func.TimerRequest) -> None:
 
 @functools.cache
 def services() -> Services:
-    """Return what serves, built on first use: importing this module only lists the functions."""
+    """Return the services, built on first use: importing this module only lists the functions."""
     return build_services(os.environ)
 
 

@@ -1,11 +1,11 @@
-"""One line per decision, for operators and their queries.
+"""Audit lines: one for each decision, for operators and their queries.
 
-A line is JSON, in the message itself, because the Functions worker forwards the message and drops
-`extra=`. It names people by tenant id and object id, never by name or mail address, and never
+A line is JSON in the log message itself, because the Functions worker forwards the message and
+drops `extra=`. It names people by tenant id and object id, never by name or mail address, and never
 holds a token, a header or a claim set.
 
-The Functions host takes log records only from invocations that are still running: a record that
-names an ended one is dropped unseen (`GrpcWorkerChannel.Log` of azure-functions-host). Work that
+The Functions host takes log records only from invocations that are still running, and silently
+drops a record from one that has ended (`GrpcWorkerChannel.Log` in azure-functions-host). Work that
 outlives its request, such as the refresh of signing keys, therefore writes its lines to standard
 output, which the host forwards for as long as the process lives.
 """
@@ -31,20 +31,20 @@ logger = logging.getLogger("broker.audit")
 
 @dataclass(slots=True)
 class _Decision:
-    """What is known of the invocation that some work belongs to, also once it has ended."""
+    """What is known about one invocation; work that outlives it still sees that it has ended."""
 
     noted: dict[str, Field]
-    # By the field's name: seconds spent, and when each stay that is still going on began.
+    # By name of field: the seconds spent, and when each call that is still running began.
     spent: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    waiting: list[tuple[str, float]] = field(default_factory=list)
-    over: bool = False
+    running: list[tuple[str, float]] = field(default_factory=list)
+    ended: bool = False
 
     def end(self) -> None:
         now = time.monotonic()
-        for name, since in self.waiting:
+        for name, since in self.running:
             self.spent[name] += now - since
         self.noted |= {name: round(seconds * 1000) for name, seconds in self.spent.items()}
-        self.over = True
+        self.ended = True
 
 
 _current: ContextVar[_Decision | None] = ContextVar("audit_decision", default=None)
@@ -52,9 +52,9 @@ _current: ContextVar[_Decision | None] = ContextVar("audit_decision", default=No
 
 @contextmanager
 def decision(**fields: Field) -> Iterator[dict[str, Field]]:
-    """Collect what becomes known while one invocation runs; yields the collected fields.
+    """Yield the fields of one invocation's audit line, which `note` adds to.
 
-    What `timed` measured is among them once the context has been left.
+    The times that `timed` measured are added when the context ends.
     """
     this = _Decision(dict(fields))
     token = _current.set(this)
@@ -66,7 +66,7 @@ def decision(**fields: Field) -> Iterator[dict[str, Field]]:
 
 
 def note(**fields: Field) -> None:
-    """Add fields to the line of the request that is being decided, if there is one."""
+    """Add fields to the audit line of the running invocation, if there is one."""
     this = _current.get()
     if this is not None:
         this.noted.update(fields)
@@ -74,22 +74,22 @@ def note(**fields: Field) -> None:
 
 @contextmanager
 def timed(name: str) -> Iterator[None]:
-    """Add the milliseconds that the body takes to a field of the decision.
+    """Add the milliseconds that the body takes to a field of the audit line.
 
-    Bodies that run side by side add up. One that is still running when the decision is made
-    counts up to then: it may be what the decision waited for in vain.
+    Bodies that run at the same time add up. One that is still running when the invocation ends is
+    counted up to then: it may be what the request timed out on.
     """
     this = _current.get()
-    if this is None or this.over:
+    if this is None or this.ended:
         yield
         return
-    stay = (name, time.monotonic())
-    this.waiting.append(stay)
+    call = (name, time.monotonic())
+    this.running.append(call)
     try:
         yield
     finally:
-        this.waiting.remove(stay)
-        this.spent[name] += time.monotonic() - stay[1]
+        this.running.remove(call)
+        this.spent[name] += time.monotonic() - call[1]
 
 
 def record(event: str, fields: Mapping[str, Field], *, level: int = logging.INFO) -> None:
@@ -97,7 +97,7 @@ def record(event: str, fields: Mapping[str, Field], *, level: int = logging.INFO
     line = {"event": event} | {name: value for name, value in fields.items() if value is not None}
     text = json.dumps(line, default=str)
     this = _current.get()
-    if this is not None and this.over:
+    if this is not None and this.ended:
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
     else:

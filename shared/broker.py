@@ -1,4 +1,4 @@
-"""The use cases: what a caller can have done."""
+"""What the broker does for a caller: authenticate, issue a token, read or create the identity."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ READY_SECONDS = 10
 
 @dataclass(frozen=True, slots=True)
 class IssuedToken:
-    """An ACS access token, and whose it is."""
+    """An ACS access token, and the ACS identity that it is for."""
 
     token: str = field(repr=False)
     expires_on: datetime
@@ -64,7 +64,7 @@ def user_json(acs_id: str) -> dict[str, object]:
 
 
 class Broker:
-    """Serves callers: validates who they are, finds their ACS identity, issues tokens for it."""
+    """Validates callers' Entra tokens, finds their ACS identities and issues ACS tokens."""
 
     def __init__(  # noqa: PLR0913 - each is a part that tests replace
         self,
@@ -94,12 +94,12 @@ class Broker:
         self._probed_until = float("-inf")
 
     async def authenticate(self, access_token: str) -> Caller:
-        """Return the caller an Entra access token was issued for.
+        """Return the caller that an Entra access token was issued for.
 
         Raises:
             InvalidTokenError, TenantNotAllowedError, InsufficientScopeError,
-            ClientNotAllowedError, KeysUnavailableError: as the validator does.
-            RateLimitedError: the person asks too often.
+            ClientNotAllowedError, KeysUnavailableError: as `AccessTokenValidator.validate` does.
+            RateLimitedError: the caller sends too many requests.
         """
         caller = await self._validator.validate(access_token, now=self._clock())
         self._rate_limit.take(caller.person)
@@ -109,10 +109,11 @@ class Broker:
         """Issue an ACS token for the caller; the first call creates the ACS identity.
 
         Raises:
-            InvalidRequestError, ScopeNotAllowedError: it asks for more than the settings grant.
+            InvalidRequestError, ScopeNotAllowedError: the request is for more than the settings
+                allow.
             RevokedTokenError: the caller signed out everywhere after the token was issued.
-            BusyError, StorageUnavailableError, IdentityGoneError, Upstream…Error: a service the
-            broker needs fails, or somebody else is at work on the same identity.
+            BusyError: another request is creating or deleting the same identity.
+            StorageUnavailableError, IdentityGoneError, Upstream…Error: Table Storage or ACS failed.
         """
         scopes = granted_scopes(request.scopes, self._settings)
         lifetime = granted_lifetime(request.lifetime, self._settings)
@@ -127,7 +128,8 @@ class Broker:
         """Return the caller's ACS identity.
 
         Raises:
-            UserNotFoundError: there is none. RevokedTokenError, StorageUnavailableError.
+            UserNotFoundError: the caller has no ACS identity.
+            RevokedTokenError, StorageUnavailableError: as `issue` does.
         """
         mapping = await self._identities.find(caller.person)
         if mapping is None:
@@ -137,29 +139,29 @@ class Broker:
         return mapping.acs_id
 
     async def create_user(self, caller: Caller) -> str:
-        """Return the caller's ACS identity, made now if there is none. Raises as `issue` does."""
+        """Return the caller's ACS identity; create it if necessary. Raises as `issue` does."""
         mapping = await self._identities.get_or_create(caller.person)
         refuse_revoked(caller, mapping)
         audit.note(acs_id=mapping.acs_id)
         return mapping.acs_id
 
     async def check_ready(self) -> None:
-        """Raise KeysUnavailableError or StorageUnavailableError where tokens cannot be served.
+        """Raise KeysUnavailableError or StorageUnavailableError if tokens cannot be issued.
 
-        An answer holds for ten seconds. ACS is not asked: its outage would take every instance
-        out of service, and none of them could do anything about it.
+        The result is kept for ten seconds. ACS is not asked: its outage would take every instance
+        out of service, and replacing instances would not help.
         """
         if self._monotonic() >= self._probed_until:
             self._probed = await self._probing.run("ready", self._probe)
             self._probed_until = self._monotonic() + READY_SECONDS
         if self._probed is not None:
-            # One error is raised many times: it must not collect everyone's frames.
+            # The same error is raised many times: its traceback must not grow each time.
             raise self._probed.with_traceback(None)
 
     async def _probe(self) -> BrokerError | None:
         try:
             await self._keys.load()
-            await self._mappings.server_time()  # Any answer of the table will do.
+            await self._mappings.server_time()  # Any answer from the table will do.
         except BrokerError as error:
             return error
         return None
@@ -167,16 +169,17 @@ class Broker:
     async def _issue(
         self, caller: Caller, scopes: frozenset[str], lifetime: timedelta
     ) -> tuple[IdentityMapping, AcsToken]:
-        """Read the row and, where the identity is known already, issue at the same time.
+        """Read the row and, if the identity is known already, issue the token at the same time.
 
-        What was issued early is thrown away unless the row confirms the identity and the caller.
+        A token issued early is thrown away unless the row names the same identity, and the caller's
+        Entra token has not been revoked.
         """
         person = caller.person
 
         def issue(acs_id: str) -> Awaitable[AcsToken]:
             return self._acs.issue(acs_id, scopes=scopes, lifetime=lifetime, now=self._clock())
 
-        # Taken out, and put back below: a caller who is refused gets nothing issued early again.
+        # Put back below, on success: for a caller who was refused, no token is issued early again.
         known_id = self._known_ids.pop(person, None)
         if known_id is not None:
             mapping, early = await asyncio.gather(
@@ -198,10 +201,10 @@ class Broker:
 
 
 def granted_scopes(asked: frozenset[str] | None, settings: AcsSettings) -> frozenset[str]:
-    """Return the ACS scopes to ask for: all that the settings allow, or the fewer asked for.
+    """Return the ACS scopes to ask for: the requested ones, or all that the settings allow.
 
     Raises:
-        ScopeNotAllowedError: more were asked for.
+        ScopeNotAllowedError: the settings do not allow a requested scope.
     """
     if asked is None:
         return frozenset(settings.scopes)
@@ -214,7 +217,7 @@ def granted_lifetime(asked: timedelta | None, settings: AcsSettings) -> timedelt
     """Return the lifetime to ask for.
 
     Raises:
-        InvalidRequestError: it is above the settings' ceiling.
+        InvalidRequestError: it is longer than the settings allow.
     """
     if asked is None:
         return settings.lifetime
@@ -230,7 +233,7 @@ def refuse_revoked(caller: Caller, mapping: IdentityMapping) -> None:
     https://learn.microsoft.com/entra/identity-platform/claims-challenge
 
     Raises:
-        RevokedTokenError.
+        RevokedTokenError: it is.
     """
     if mapping.revoked_before is None:
         return

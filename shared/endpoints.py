@@ -1,7 +1,7 @@
-"""Where the services are: URLs and connection strings, read strictly.
+"""Reads the URLs and connection strings in the settings, strictly.
 
-Each function takes the text of a setting, and raises ValueError with what is wrong with it. No
-message quotes the text, which may hold an access key.
+Each function takes the text of a setting, and raises a ValueError that says what is wrong with it.
+No message quotes the text, which may hold an access key.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from urllib.parse import SplitResult
 
-# Entra's v1 issuer by authority host.
+# Entra's v1 issuer, by authority host.
 # https://learn.microsoft.com/entra/identity-platform/authentication-national-cloud
 PUBLIC_CLOUD = "login.microsoftonline.com"
 V1_ISSUERS = {
@@ -32,7 +32,7 @@ LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 def entra_authority(text: str) -> str:
-    """Return the origin of an Entra host, or of one on loopback, without a slash at the end."""
+    """Return the origin of an Entra or loopback host, without a trailing slash."""
     host, origin = _origin(text)
     if host not in LOOPBACK_HOSTS and host not in V1_ISSUERS:
         raise ValueError(f"is not an Entra host: {', '.join(V1_ISSUERS)}")
@@ -40,7 +40,7 @@ def entra_authority(text: str) -> str:
 
 
 def acs_endpoint(text: str) -> str:
-    """Return the endpoint of an ACS resource, for a managed identity."""
+    """Return the endpoint of an ACS resource that a managed identity opens."""
     origin = _acs_origin(text)
     if not origin.startswith("https:"):
         raise ValueError("is not https, which a managed identity needs")
@@ -48,17 +48,17 @@ def acs_endpoint(text: str) -> str:
 
 
 def acs_connection_endpoint(text: str) -> str:
-    """Return the endpoint in a connection string of an ACS resource."""
+    """Return the endpoint in the connection string of an ACS resource."""
     return _acs_origin(_fields(text).get("endpoint", ""))
 
 
 def acs_connection_key(text: str) -> str:
-    """Return the access key in a connection string of an ACS resource."""
+    """Return the access key in the connection string of an ACS resource."""
     return _base64(_fields(text).get("accesskey", ""), "accesskey")
 
 
 def table_endpoint(text: str) -> str:
-    """Return the Table endpoint of a storage account, for a managed identity."""
+    """Return the Table endpoint of a storage account that a managed identity opens."""
     parts = _split(text)
     if parts.scheme != "https":
         raise ValueError("is not https, which a managed identity needs")
@@ -70,7 +70,7 @@ def table_endpoint(text: str) -> str:
 
 
 def table_connection_string(text: str) -> str:
-    """Return a connection string of a storage account, as the SDK takes it."""
+    """Return the connection string of a storage account, as the SDK takes it."""
     if text.lower().removesuffix(";") == "usedevelopmentstorage=true":
         return "UseDevelopmentStorage=true"  # The SDK takes it without a semicolon only.
     fields = _fields(text)
@@ -83,7 +83,7 @@ def table_connection_string(text: str) -> str:
     if {endpoint.scheme, fields.get("defaultendpointsprotocol", "https")} != {"https"}:
         raise ValueError("is not https")
     if not TABLE_HOST.fullmatch(endpoint.netloc):
-        raise ValueError("is not one of a storage account")
+        raise ValueError("is not the connection string of a storage account")
     return text
 
 
@@ -95,12 +95,12 @@ def _acs_origin(text: str) -> str:
 
 
 def _origin(text: str) -> tuple[str, str]:
-    """Return host and origin of a URL that is an origin and nothing more."""
+    """Return the host and the origin of a URL that has no more than an origin."""
     parts = _split(text.rstrip("/"))
     host = parts.hostname or ""
     bare = f"{parts.scheme}://{parts.netloc}" == text.rstrip("/") and "@" not in parts.netloc
     if not bare or parts.scheme not in {"https", "http"} or not host:
-        raise ValueError("is not a URL of scheme and host alone")
+        raise ValueError("is not a URL with only a scheme and a host")
     if host not in LOOPBACK_HOSTS and (parts.scheme != "https" or parts.netloc != host):
         raise ValueError("is not https on the default port")
     return host, text.rstrip("/")
@@ -109,17 +109,17 @@ def _origin(text: str) -> tuple[str, str]:
 def _split(text: str) -> SplitResult:
     try:
         return urlsplit(text)
-    except ValueError:  # Its text may quote what stands in a connection string.
+    except ValueError:  # Its message may quote a part of the connection string.
         raise ValueError("is not a URL") from None
 
 
 def _fields(text: str) -> dict[str, str]:
-    """Return the fields of a connection string, by lower-case name."""
+    """Return the fields of a connection string, by name in lower case."""
     parts = [part.partition("=") for part in text.removesuffix(";").split(";")]
     fields = {name.lower(): value for name, _, value in parts}
     well_formed = all(re.fullmatch(r"\w+", name) and equals for name, equals, _ in parts)
     if len(fields) != len(parts) or not well_formed:
-        raise ValueError("is not a connection string, of the form name=value;name=value")
+        raise ValueError("is not a connection string of the form name=value;name=value")
     return fields
 
 

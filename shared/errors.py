@@ -1,7 +1,7 @@
-"""What can go wrong, as the caller is told it.
+"""The errors that a request can end in.
 
-The class is what the caller is told: a status, a code and fixed words. The message is what the log
-is told, and never leaves the service.
+The class decides what the caller is told: a status, a code and a fixed description. The message is
+for the log, and never leaves the service.
 
     BrokerError
     ├── 400 InvalidRequestError
@@ -17,7 +17,8 @@ is told, and never leaves the service.
     │       UpstreamUnavailableError, UpstreamThrottledError, BusyError
     └── 504 UpstreamTimeoutError
 
-401 means that the token is bad; what we cannot tell right now is 503. ACS refusing *us* is 502.
+401 means that the token is bad; when that cannot be checked right now, the answer is 503. When ACS
+refuses *our* credentials, it is 502.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from http import HTTPStatus
 
 
 class BrokerError(Exception):
-    """A request that gets a problem for an answer.
+    """An error that the caller is told as an RFC 9457 problem.
 
     Args:
-        reason: what the log is told.
-        retry_after: seconds until a new attempt makes sense, where the class has none that fits.
+        reason: goes into the log.
+        retry_after: seconds until it makes sense to try again, if other than the class's own.
     """
 
     status: HTTPStatus
@@ -45,7 +46,7 @@ class BrokerError(Exception):
 
     @property
     def title(self) -> str:
-        """The status's name in RFC 9110, section 15."""
+        """The name of the status in RFC 9110, section 15."""
         return self.status.phrase
 
     def challenge(self) -> dict[str, str]:
@@ -54,11 +55,11 @@ class BrokerError(Exception):
 
 
 class InvalidRequestError(BrokerError):
-    """The request's parameters, body or credentials are not in the form of the contract."""
+    """The request's parameters, body or credentials do not follow the contract."""
 
     status = HTTPStatus.BAD_REQUEST
     code = "invalid_request"  # RFC 6750, section 3.1
-    description = "The request is not in the form that the contract asks for (/api/openapi.json)."
+    description = "The request does not follow the contract (/api/openapi.json)."
 
 
 class MissingTokenError(BrokerError):
@@ -69,7 +70,7 @@ class MissingTokenError(BrokerError):
     description = "Send an Entra access token in the Authorization header, as a Bearer token."
 
     def challenge(self) -> dict[str, str]:
-        """Return no error: RFC 6750, section 3.1, where a request lacks credentials altogether."""
+        """Return no error code, as RFC 6750, section 3.1 asks for requests without credentials."""
         return {}
 
 
@@ -85,8 +86,8 @@ class RevokedTokenError(InvalidTokenError):
     """The access token was issued before its person signed out everywhere.
 
     Args:
-        claims: what a new token must satisfy, base64 of a claims request (OIDC Core 5.5). MSAL
-            takes it from the challenge and asks Entra for a fresh token instead of its cache.
+        claims: what a new token must satisfy, as a claims request (OIDC Core 5.5) in base64. The
+            app hands it to MSAL, which then asks Entra for a new token instead of its cache.
     """
 
     def __init__(self, reason: str, *, claims: str) -> None:
@@ -143,22 +144,22 @@ class UserNotFoundError(BrokerError):
 
     status = HTTPStatus.NOT_FOUND
     code = "user_not_found"
-    description = "There is no ACS identity for this person yet. POST /api/user makes one."
+    description = "This person has no ACS identity yet. POST /api/user creates one."
 
 
 class IdentityGoneError(BrokerError):
-    """ACS no longer knows the identity that is on record for the caller."""
+    """ACS no longer knows the identity that is stored for the caller."""
 
     status = HTTPStatus.CONFLICT
     code = "identity_gone"
-    description = "ACS no longer knows the identity on record. An operator has to look at it."
+    description = "ACS no longer knows this person's identity. The operator has to look into it."
 
 
 class MethodNotAllowedError(BrokerError):
-    """The route exists, but not for this method.
+    """The route exists, but does not take this method.
 
     Args:
-        allowed: the methods that it has.
+        allowed: the methods that the route takes.
     """
 
     status = HTTPStatus.METHOD_NOT_ALLOWED
@@ -171,16 +172,16 @@ class MethodNotAllowedError(BrokerError):
 
 
 class PayloadTooLargeError(BrokerError):
-    """The request's body is larger than any that the contract allows."""
+    """The request body is larger than the contract allows."""
 
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     title = "Content Too Large"  # RFC 9110; Python before 3.13 has the name of RFC 2616.
     code = "payload_too_large"
-    description = "The request body may have 16 KiB at most."
+    description = "The request body may be at most 16 KiB long."
 
 
 class UnsupportedMediaTypeError(BrokerError):
-    """The request's body is not declared to be JSON."""
+    """The request body is not declared to be JSON."""
 
     status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
     code = "unsupported_media_type"
@@ -188,7 +189,7 @@ class UnsupportedMediaTypeError(BrokerError):
 
 
 class RateLimitedError(BrokerError):
-    """The caller asks more often than one person needs to."""
+    """The caller sends more requests than one person needs."""
 
     status = HTTPStatus.TOO_MANY_REQUESTS
     code = "rate_limited"
@@ -197,7 +198,7 @@ class RateLimitedError(BrokerError):
 
 
 class InternalError(BrokerError):
-    """Something happened that nobody foresaw."""
+    """An error that was not foreseen."""
 
     status = HTTPStatus.INTERNAL_SERVER_ERROR
     code = "internal_error"
@@ -205,15 +206,15 @@ class InternalError(BrokerError):
 
 
 class UpstreamAuthError(BrokerError):
-    """ACS refuses this service's own credentials: its role or its key is wrong."""
+    """ACS refuses this service's own credentials: the role or the access key is wrong."""
 
     status = HTTPStatus.BAD_GATEWAY
     code = "upstream_auth"
-    description = "Azure Communication Services refused this service. Its operator has to act."
+    description = "Azure Communication Services refused this service's own credentials."
 
 
 class UpstreamBadResponseError(BrokerError):
-    """ACS answered with something that cannot be used."""
+    """ACS gave an answer that cannot be used."""
 
     status = HTTPStatus.BAD_GATEWAY
     code = "upstream_bad_response"
@@ -221,29 +222,31 @@ class UpstreamBadResponseError(BrokerError):
 
 
 class MisconfiguredError(BrokerError):
-    """The settings are wrong; nothing is served until they are mended."""
+    """The settings are wrong; nothing is served until they are corrected."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     code = "misconfigured"
-    description = "This service's settings are not valid. Its operator finds the reasons logged."
+    description = (
+        "This service's settings are not valid. Its operator finds the reasons in the log."
+    )
     retry_after = 60
 
 
 class KeysUnavailableError(BrokerError):
-    """Entra's signing keys cannot be had, so no token can be judged."""
+    """Entra's signing keys cannot be read, so no token can be checked."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     code = "keys_unavailable"
-    description = "Entra's signing keys cannot be read right now, so the token was not judged."
+    description = "Entra's signing keys cannot be read right now, so the token was not checked."
     retry_after = 5
 
 
 class StorageUnavailableError(BrokerError):
-    """Table Storage did not answer, refused us, or holds what we cannot read."""
+    """Table Storage did not answer, refused us, or holds a row that we cannot read."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     code = "storage_unavailable"
-    description = "The store of identities cannot be used right now."
+    description = "The table of identities cannot be used right now."
     retry_after = 5
 
 
@@ -257,11 +260,11 @@ class UpstreamUnavailableError(BrokerError):
 
 
 class UpstreamThrottledError(BrokerError):
-    """ACS asks us to slow down."""
+    """ACS limits our requests."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     code = "upstream_throttled"
-    description = "Azure Communication Services is over its limit right now."
+    description = "Azure Communication Services is limiting requests right now."
     retry_after = 10
 
 

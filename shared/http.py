@@ -1,4 +1,4 @@
-"""Requests in, JSON or a problem out: the only place that turns errors into answers."""
+"""Reads HTTP requests and writes the answers; the only place that turns errors into answers."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ if TYPE_CHECKING:
 REALM = "acs-token-broker"
 MAX_BODY_BYTES = 16 * 1024
 MAX_SCOPES = 16
-# A caller has an answer within 8 seconds; the rest is for the host and the way back.
+# A caller has an answer within 8 seconds; half a second is left for the host and the network.
 DEADLINE_SECONDS = 7.5
-ALWAYS = {
+COMMON_HEADERS = {
     "Cache-Control": "no-store",
     "Pragma": "no-cache",
     "X-Content-Type-Options": "nosniff",
-    # Without it, a page of another origin may read neither; the host's CORS settings cannot name
-    # headers. https://fetch.spec.whatwg.org/#http-access-control-expose-headers
+    # Without this, a page of another origin can read neither header, and the host's CORS settings
+    # cannot name any. https://fetch.spec.whatwg.org/#http-access-control-expose-headers
     "Access-Control-Expose-Headers": "WWW-Authenticate, Retry-After",
 }
 
@@ -58,18 +58,18 @@ _OTHER_SCHEME = re.compile(r"(?!bearer)[A-Za-z][A-Za-z0-9-]*( .*)?", re.IGNORECA
 
 
 def bearer_token(headers: Mapping[str, str]) -> str:
-    """Return the access token of the `Authorization` header, unread.
+    """Return the access token in the `Authorization` header, not validated yet.
 
     Raises:
         MissingTokenError: there is no header, or it has another scheme (RFC 6750, section 3.1).
-        InvalidRequestError: it has two credentials or is no credential at all. The Functions host
-            joins repeated headers with a comma, which no token contains.
+        InvalidRequestError: it has two credentials, or is not a credential at all. The Functions
+            host joins repeated headers with a comma, which no token contains.
     """
     value = headers.get("authorization", "").strip(" ")
     scheme, _, token = value.partition(" ")
     if scheme.lower() == "bearer" and "," not in token:
         if not token.strip(" "):
-            raise MissingTokenError("no token behind the scheme")
+            raise MissingTokenError("no token after the scheme")
         return token.lstrip(" ")
     if not value:
         raise MissingTokenError("no Authorization header")
@@ -80,7 +80,7 @@ def bearer_token(headers: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TokenRequest:
-    """What a caller asks for; None where it leaves the choice to the settings."""
+    """What a caller asks for; None leaves the choice to the settings."""
 
     scopes: frozenset[str] | None
     lifetime: timedelta | None
@@ -90,7 +90,7 @@ class TokenRequest:
         """Read the query of a GET, or the JSON body of a POST.
 
         Raises:
-            InvalidRequestError: an unknown member, or one out of its range.
+            InvalidRequestError: a member is unknown, or its value is out of range.
             UnsupportedMediaTypeError: the body is not declared as JSON.
         """
         if req.method == "POST":
@@ -107,16 +107,17 @@ class TokenRequest:
 
 
 def refuse_input(req: func.HttpRequest) -> None:
-    """Raise InvalidRequestError where a route that takes no input gets some."""
+    """Raise InvalidRequestError if a request has input that its route does not take."""
     _refuse_query(req)
     if req.method != "GET" and _body(req):
-        raise InvalidRequestError("this route takes no member")
+        raise InvalidRequestError("this route takes no input")
 
 
-def _parameters(req: func.HttpRequest) -> dict[str, Any]:
-    """Return the query, all that a GET may have. The host joins repeated parameters with a comma.
+def _query_parameters(req: func.HttpRequest) -> dict[str, Any]:
+    """Return the query parameters; a GET may have nothing else.
 
-    It drops those without a value, which would turn asking for nothing into asking for all.
+    The Functions host joins repeated parameters with a comma and drops those without a value. So
+    an empty `scope=` would count as absent, and be answered with all scopes: it is refused here.
     """
     query = parse_qsl(req.url.partition("?")[2], keep_blank_values=True)
     if not all(value for _, value in query):
@@ -127,14 +128,14 @@ def _parameters(req: func.HttpRequest) -> dict[str, Any]:
 
 
 def _refuse_query(req: func.HttpRequest) -> None:
-    if _parameters(req):
+    if _query_parameters(req):
         raise InvalidRequestError("this route takes no query")
 
 
 def _query(req: func.HttpRequest) -> dict[str, Any]:
-    asked = _parameters(req)
+    asked = _query_parameters(req)
     if "scopes" in asked:
-        raise InvalidRequestError("scopes in a query")
+        raise InvalidRequestError("the query parameter is called scope, not scopes")
     if "scope" in asked:
         asked["scopes"] = asked.pop("scope").split(",")
     minutes = asked.get("expiresInMinutes")
@@ -147,29 +148,29 @@ def _body(req: func.HttpRequest) -> dict[str, Any]:
     body = req.get_body().strip(b" \t\r\n")  # JSON's white space, RFC 8259 section 2.
     if not body:
         if "transfer-encoding" in req.headers:
-            # The Functions host drops such a body: what was asked for would be lost unseen.
+            # The Functions host drops such a body, so the caller's choices would be ignored.
             raise InvalidRequestError("a body without Content-Length")
         return {}
     declared = req.headers.get("content-type", "").lower().replace('"', "")
     media_type, _, parameter = declared.partition(";")
     if media_type.strip() != "application/json" or parameter.strip() not in {"", "charset=utf-8"}:
-        raise UnsupportedMediaTypeError("a body that is not application/json")
+        raise UnsupportedMediaTypeError("the body is not application/json")
     try:
         return strict_json.loads_object(body)
     except ValueError as exc:
-        raise InvalidRequestError("a body that is not one strict JSON object") from exc
+        raise InvalidRequestError("the body is not one strict JSON object") from exc
 
 
 def _scopes(value: object) -> frozenset[str]:
     if not isinstance(value, list) or not 0 < len(value) <= MAX_SCOPES:
-        raise InvalidRequestError("scopes is not a short list")
+        raise InvalidRequestError("scopes is not a list of 1 to 16 scopes")
     if not all(isinstance(scope, str) and scope in ACS_SCOPES for scope in value):
         raise InvalidRequestError("a scope that ACS does not have")
     return frozenset(value)
 
 
 def _lifetime(value: Any) -> timedelta:  # noqa: ANN401 - any JSON value
-    # 60.0 is a whole number, in JSON Schema too. Text is none, and nor is True.
+    # 60.0 counts as a whole number, as in JSON Schema; a string or True does not.
     if type(value) not in {int, float} or value not in LIFETIME_MINUTES:
         raise InvalidRequestError("expiresInMinutes is not a whole number from 60 to 1440")
     return timedelta(minutes=float(value))
@@ -188,14 +189,15 @@ def json_document(text: str) -> func.HttpResponse:
 def answers_problems(
     *methods: str, event: str | None = None, seconds: float = DEADLINE_SECONDS
 ) -> Callable[[Handler], Endpoint]:
-    """Turn a handler into a Functions endpoint that answers whatever happens.
+    """Turn a handler into a Functions endpoint that always gives an answer.
 
-    The endpoint checks method and size, bounds the time, turns errors into RFC 9457 problems with
-    the RFC 6750 challenge, adds the headers that every answer has, and writes the audit line.
+    The endpoint checks the method and the size, limits the time, turns errors into RFC 9457
+    problems with the RFC 6750 challenge, adds the headers that every answer has, and writes the
+    audit line.
 
     Args:
-        methods: those that the route has. The host would answer others with an empty 404.
-        event: names a success in the audit line; None for routes that decide nothing.
+        methods: those that the route takes. The host would answer others with an empty 404.
+        event: the audit line's event when all went well; None for routes that decide nothing.
         seconds: how long a request may take.
     """
 
@@ -214,7 +216,7 @@ def answers_problems(
             assert response is not None  # noqa: S101 - either an answer or an error
             return response
 
-        # Without `__wrapped__`: the worker would take the handler's signature for the endpoint's.
+        # `__wrapped__` would make the worker read the handler's signature, not the endpoint's.
         functools.update_wrapper(endpoint, handler, assigned=("__name__", "__doc__"))
         del endpoint.__dict__["__wrapped__"]
         return endpoint
@@ -242,9 +244,9 @@ async def _answer(
 
 def _check(req: func.HttpRequest, methods: tuple[str, ...]) -> None:
     if req.method not in methods:
-        raise MethodNotAllowedError("not a method of this route", allowed=methods)
+        raise MethodNotAllowedError("the route does not take this method", allowed=methods)
     if len(req.get_body()) > MAX_BODY_BYTES:
-        raise PayloadTooLargeError("a body over the limit")
+        raise PayloadTooLargeError("the body is over the limit")
 
 
 def _problem(error: BrokerError, trace_id: str) -> func.HttpResponse:
@@ -259,7 +261,7 @@ def _problem(error: BrokerError, trace_id: str) -> func.HttpResponse:
     if isinstance(error, MethodNotAllowedError):
         headers["Allow"] = ", ".join(error.allowed)
     problem = {
-        "type": "about:blank",  # RFC 9457: the title is then the status' own.
+        "type": "about:blank",  # RFC 9457: the title is then that of the status.
         "title": error.title,
         "status": error.status.value,
         "detail": error.description,
@@ -277,7 +279,10 @@ def _response(
     headers: Mapping[str, str] | None = None,
 ) -> func.HttpResponse:
     return func.HttpResponse(
-        body, status_code=status.value, mimetype=media_type, headers={**ALWAYS, **(headers or {})}
+        body,
+        status_code=status.value,
+        mimetype=media_type,
+        headers={**COMMON_HEADERS, **(headers or {})},
     )
 
 
@@ -291,7 +296,7 @@ def _record_error(error: BrokerError, noted: dict[str, audit.Field]) -> None:
 
 
 def _trace_id(req: func.HttpRequest, context: func.Context) -> str:
-    """Return the trace id that the host logs, the caller's, or a new one (W3C Trace Context)."""
+    """Return the host's trace id, else the caller's, else a new one (W3C Trace Context)."""
     for traceparent in (context.trace_context.trace_parent, req.headers.get("traceparent")):
         match = _TRACEPARENT.fullmatch(traceparent or "")
         if match:

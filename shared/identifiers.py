@@ -1,4 +1,4 @@
-"""How people and identities are named, and the forms that those names have."""
+"""The identifiers of people and ACS identities, and the form that they have."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import re
 from typing import NamedTuple
 
 GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-# Of the public cloud and of the two for the United States' government.
+# In the public cloud and in the two clouds of the United States government.
 ACS_ID = re.compile(r"8:(acs|gcch-acs|dod-acs):[0-9a-fA-F-]{36}_[0-9a-zA-Z-]{1,64}")
 
 
 class Person(NamedTuple):
-    """Who somebody is: `tid` and `oid`. Names, mail addresses and UPNs change hands; these never.
+    """A person, by `tid` and `oid`. Names, mail addresses and UPNs change hands; these never do.
 
     https://learn.microsoft.com/entra/identity-platform/claims-validation#validate-the-subject
     """

@@ -1,4 +1,4 @@
-"""The timer's use case: finish what was interrupted, then remove identities that nobody uses."""
+"""The prune timer: finishes interrupted work, then removes identities that nobody uses."""
 
 from __future__ import annotations
 
@@ -33,27 +33,27 @@ MAX_DURATION = timedelta(minutes=25)  # host.json ends a run after 30 minutes.
 
 @dataclass(slots=True)
 class PruneReport:
-    """What one run saw, and what it did or, in a dry run, would have done."""
+    """What one run found, and what it did or, in a dry run, would have done."""
 
     dry_run: bool
     rows: int = 0
     idle: int = 0
     pruned: int = 0
-    finished: int = 0  # Interrupted creations and deletions.
+    finished: int = 0  # Interrupted creations and deletions that were completed.
     orphans: int = 0  # Identities deleted from the ledger.
     refused: int = 0  # Identities that ACS would not delete.
     stopped: str | None = None  # Which brake ended the run, if one did.
 
 
 class _BrakeError(Exception):
-    """A reason to stop here; its text is the brake's name."""
+    """A brake that ends the run; the text is its name."""
 
 
 class Pruner:
-    """Removes idle identities, within brakes on clock, share, number, pace and time.
+    """Removes idle identities, with limits on clock offset, share, number, pace and time.
 
-    It remembers nothing between runs: what is left is found again, and every step can be done
-    again. Memory stays flat, since rows come page by page.
+    It remembers nothing between runs: the next run finds what is left, and every step can be
+    repeated. Rows are read page by page, so memory does not grow with the table.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Pruner:
         """Do one run, and write one audit line about it.
 
         Raises:
-            BrokerError: Table Storage or ACS failed; the next run goes on from there.
+            BrokerError: Table Storage or ACS failed; the next run continues from there.
         """
         report = PruneReport(dry_run=self._settings.dry_run)
         started = time.monotonic()
@@ -126,10 +126,10 @@ class Pruner:
     async def _do(
         self, report: PruneReport, work: Callable[[], Awaitable[bool]], until: datetime
     ) -> bool:
-        """Do one piece of work at the allowed pace; a dry run only counts it.
+        """Do one piece of work at the allowed pace, or in a dry run only count it.
 
-        An identity that ACS refuses to delete must not hold up all those behind it: it is counted
-        as refused, and found again by the next run.
+        An identity that ACS refuses to delete must not hold up the others: it is counted as
+        refused, and the next run tries it again.
         """
         if self._settings.dry_run:
             return True

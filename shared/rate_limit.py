@@ -1,4 +1,4 @@
-"""How often one person may ask, in this process."""
+"""Limits how many requests one person may send to this process."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ MAX_REMEMBERED = 50_000
 
 
 class RateLimit:
-    """A token bucket for each key; the longest unseen are forgotten first.
+    """A token bucket for each key; those unseen for longest are forgotten first.
 
-    It counts within one process: with n instances a person may ask n times as often.
+    It counts within one process: with n instances, a person may send n times as many requests.
     """
 
     def __init__(self, *, clock: Callable[[], float]) -> None:

@@ -1,4 +1,4 @@
-"""Everything that serves, put together: the one place that builds clients."""
+"""The one place that builds the clients and puts the parts of the service together."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TABLE_BOUNDS: dict[str, Any] = {"retry_total": 0, "connection_timeout": 1, "read
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The use cases of one process."""
+    """What the functions of one process call."""
 
     broker: Broker
     pruner: Pruner
@@ -49,7 +49,7 @@ def build_services(env: Mapping[str, str]) -> Services:
     """Read the settings and build every client. The event loop must be running already.
 
     Raises:
-        MisconfiguredError: the settings cannot be served from; the log names each problem.
+        MisconfiguredError: the settings are not valid; the log names each problem.
     """
     settings = _settings(env)
 
@@ -107,7 +107,10 @@ def _table_client(settings: MappingsSettings, table: str, credential: Credential
 
 
 def _credential(env: Mapping[str, str], client_id: str | None) -> AsyncTokenCredential:
-    """Return the managed identity in Azure; elsewhere a service principal or the developer."""
+    """Return the managed identity in Azure; elsewhere a service principal or a developer's sign-in.
+
+    `DefaultAzureCredential` looks for both.
+    """
     if "IDENTITY_ENDPOINT" in env:
         return ManagedIdentityCredential(client_id=client_id)
     return DefaultAzureCredential()

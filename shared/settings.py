@@ -1,4 +1,4 @@
-"""The app settings, read once and checked whole."""
+"""The app settings, read and checked all at once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ACS_SCOPES = frozenset({"chat", "voip", "chat.join", "chat.join.limited", "voip.join"})
 LIFETIME_MINUTES = range(60, 1440 + 1)  # What ACS takes.
 TOUCH_INTERVAL = timedelta(hours=24)  # How stale `lastUsedOn` may become before it is written.
-# An idle person's last token, the touch before it, and a day for clocks and operators.
+# The longest token, the longest time that a use may go unrecorded, and a day to spare.
 MIN_IDLE = timedelta(minutes=LIFETIME_MINUTES[-1]) + TOUCH_INTERVAL + timedelta(days=1)
 
 ANY_TENANT = "*"
@@ -34,7 +34,7 @@ Value = TypeVar("Value")
 
 
 class SettingsError(ValueError):
-    """Settings that cannot be served from; `problems` names each of them."""
+    """The settings are not valid; `problems` says what is wrong with each."""
 
     def __init__(self, problems: Iterable[str]) -> None:
         self.problems = tuple(problems)
@@ -43,7 +43,7 @@ class SettingsError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class EntraSettings:
-    """Whose tokens are taken."""
+    """Which Entra tokens are accepted."""
 
     client_id: str
     tenant_ids: frozenset[str] | None  # None: every organisation's.
@@ -54,13 +54,13 @@ class EntraSettings:
 
     @property
     def v1_issuer(self) -> str:
-        """What v1 issuers begin with: `https://sts.windows.net` in the public cloud."""
+        """The beginning of every v1 issuer: `https://sts.windows.net` in the public cloud."""
         host = self.authority.partition("://")[2]
         return V1_ISSUERS.get(host, V1_ISSUERS[PUBLIC_CLOUD])
 
     @property
     def keys_of(self) -> str:
-        """Whose signing keys are asked for: the one tenant's, or those of all organisations."""
+        """Whose signing keys are fetched: those of the one tenant, or of all organisations."""
         if self.tenant_ids is not None and len(self.tenant_ids) == 1:
             return next(iter(self.tenant_ids))
         return "organizations"
@@ -68,7 +68,7 @@ class EntraSettings:
 
 @dataclass(frozen=True, slots=True)
 class AcsSettings:
-    """Which ACS resource issues tokens, and how far they may reach."""
+    """The ACS resource that issues tokens, and the limits on the tokens."""
 
     endpoint: str
     access_key: str | None = field(repr=False)  # None: opened by managed identity.
@@ -88,7 +88,7 @@ class MappingsSettings:
 
 @dataclass(frozen=True, slots=True)
 class PruneSettings:
-    """When an identity counts as idle, and the brakes on removing it."""
+    """When an identity counts as idle, and the limits on removing identities."""
 
     idle: timedelta
     dry_run: bool
@@ -98,7 +98,7 @@ class PruneSettings:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All settings, valid together."""
+    """All settings, checked."""
 
     entra: EntraSettings
     acs: AcsSettings
@@ -111,7 +111,7 @@ class Settings:
         """Read the settings from a mapping such as `os.environ`.
 
         Raises:
-            SettingsError: at least one is missing or wrong; the error names every one.
+            SettingsError: at least one is missing or wrong; the error names them all.
         """
         reader = _Reader(env)
         settings = cls(
@@ -127,7 +127,7 @@ class Settings:
 
 
 class _Reader:
-    """Reads one setting after the other, and keeps what is wrong with each."""
+    """Reads settings one by one, and collects what is wrong with them."""
 
     def __init__(self, env: Mapping[str, str]) -> None:
         self._env = env
@@ -137,9 +137,9 @@ class _Reader:
         return self._env.get(name, "").strip()
 
     def read(self, name: str, parse: Callable[[str], Value], default: str | None = None) -> Value:
-        """Parse a setting, or its default; without a default it is required.
+        """Parse a setting or, if it is not set, its default; without a default it is required.
 
-        What is returned after a problem is never used: `from_env` raises.
+        A value returned after a problem is never used, because `from_env` raises.
         """
         text = self.text(name) or default
         if text is None:
@@ -152,14 +152,14 @@ class _Reader:
             return cast("Value", None)
 
     def one_of(self, name: str, other: str) -> bool:
-        """Return whether the first of two settings is the one that is set."""
+        """Return whether the first of two settings is set; note a problem unless exactly one is."""
         if bool(self.text(name)) == bool(self.text(other)):
-            self.problems.append(f"set one of {name} and {other}")
+            self.problems.append(f"set either {name} or {other}")
         return bool(self.text(name))
 
 
 def _matching(pattern: str, what: str) -> Callable[[str], str]:
-    """Return a parser of texts of one form."""
+    """Return a parser that accepts text of a given form."""
 
     def parse(text: str) -> str:
         if not re.fullmatch(pattern, text):
@@ -170,7 +170,7 @@ def _matching(pattern: str, what: str) -> Callable[[str], str]:
 
 
 def _count(least: int, most: int) -> Callable[[str], int]:
-    """Return a parser of whole numbers in a range."""
+    """Return a parser for whole numbers in a range."""
 
     def parse(text: str) -> int:
         if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
@@ -181,16 +181,16 @@ def _count(least: int, most: int) -> Callable[[str], int]:
 
 
 def _duration(unit: timedelta, least: int, most: int) -> Callable[[str], timedelta]:
-    """Return a parser of whole numbers of a unit of time."""
+    """Return a parser for whole numbers of a unit of time."""
     count = _count(least, most)
     return lambda text: unit * count(text)
 
 
 # scope-token, RFC 6749 section 3.3.
 _scope_token = _matching(r"[\x21\x23-\x5b\x5d-\x7e]+", "one scope, such as access_as_user")
-# Table Storage takes 63 characters; the ledger's name has eight more.
+# Table Storage allows 63 characters, and the ledger's name has eight more than this one.
 _table_name = _matching(
-    r"[A-Za-z][A-Za-z0-9]{2,54}", "a table name: 3 to 55 letters and digits, first a letter"
+    r"[A-Za-z][A-Za-z0-9]{2,54}", "a table name: a letter, then 2 to 54 letters or digits"
 )
 _ncrontab = _matching(
     r"[0-9A-Za-z*/,-]+( +[0-9A-Za-z*/,-]+){5}",
@@ -245,7 +245,7 @@ def _mappings(reader: _Reader) -> MappingsSettings:
 
 
 def _prune(reader: _Reader) -> PruneSettings:
-    # Only the timer's binding uses the schedule, as %PRUNE_SCHEDULE%; here it is only checked.
+    # The timer's binding reads the schedule itself, as %PRUNE_SCHEDULE%; here it is only checked.
     reader.read("PRUNE_SCHEDULE", _ncrontab, "0 0 3 * * *")
     return PruneSettings(
         idle=reader.read(
@@ -284,7 +284,7 @@ def _tenants(text: str) -> frozenset[str] | None:
     if not tenants or not all(GUID.fullmatch(tenant.lower()) for tenant in tenants):
         raise ValueError("is neither a list of tenant ids (GUIDs) nor *")
     if CONSUMERS in _guids(text):
-        raise ValueError("has the tenant of personal accounts, which is never served")
+        raise ValueError("names the tenant of personal accounts, which is never served")
     return _guids(text)
 
 
@@ -297,7 +297,7 @@ def _acs_scopes(text: str) -> tuple[str, ...]:
 
 def _share(text: str) -> float:
     if not re.fullmatch(r"1(\.0*)?|0?\.[0-9]*[1-9][0-9]*", text):
-        raise ValueError("is not above 0 and at most 1")
+        raise ValueError("is not a number above 0 and at most 1")
     return float(text)
 
 

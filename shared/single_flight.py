@@ -1,4 +1,4 @@
-"""Share one piece of work among those who ask for it at the same time."""
+"""Shares one piece of work among all who ask for it at the same time."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Result = TypeVar("Result")
 
 
 class SingleFlight(Generic[Result]):
-    """Runs the work of a key once at a time; who stops waiting does not stop it for the others."""
+    """Runs the work for a key once at a time; it goes on if one of those waiting gives up."""
 
     def __init__(self) -> None:
         self._running: dict[Hashable, asyncio.Task[Result]] = {}
 
     async def run(self, key: Hashable, work: Callable[[], Coroutine[None, None, Result]]) -> Result:
-        """Return what the work for this key returns or raises, begun by whoever came first."""
+        """Return or raise what the work for a key does; join it if it is already running."""
         task = self._running.get(key)
         if task is None:
             task = self._running[key] = asyncio.create_task(work())
@@ -28,4 +28,4 @@ class SingleFlight(Generic[Result]):
     def _forget(self, key: Hashable, done: asyncio.Task[Result]) -> None:
         del self._running[key]
         if not done.cancelled():
-            done.exception()  # Seen, even where nobody waits any more.
+            done.exception()  # Or asyncio would complain of an error that nobody waited for.

@@ -1,7 +1,7 @@
-"""Read JSON that comes from strangers: one meaning or none.
+"""Reads JSON from outside, and refuses what two readers could understand differently.
 
-`json.loads` alone takes the last of two equal names, NaN, UTF-16 and a byte order mark, and fails
-in its own ways on deep nesting. RFC 8259, and RFC 8725 section 3.
+`json.loads` alone takes the last of two equal names, NaN, UTF-16 and a byte order mark, and raises
+RecursionError on deep nesting. RFC 8259, and RFC 8725 section 3.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ MAX_DEPTH = 32
 
 
 def loads_object(raw: bytes) -> dict[str, Any]:
-    """Return the one JSON object that the bytes hold, from the first to the last of them.
+    """Return the JSON object that the bytes hold, with nothing before or after it.
 
     Raises:
         ValueError: they hold anything else, a name twice, a number that is not finite, a NUL or
             half a surrogate pair in a string, or nest more than 32 levels deep. The message never
-            quotes them.
+            quotes the bytes.
     """
     if not (raw.startswith(b"{") and raw.endswith(b"}")):
         raise ValueError("not one JSON object")
@@ -31,7 +31,7 @@ def loads_object(raw: bytes) -> dict[str, Any]:
             parse_float=_finite,
         )
     except RecursionError:
-        raise ValueError("nested too deep") from None
+        raise ValueError("nested too deeply") from None
     except ValueError as exc:
         raise ValueError(f"not strict JSON: {type(exc).__name__}") from None
     _check(value, MAX_DEPTH)
@@ -64,7 +64,7 @@ def _check(value: Any, depth: int) -> None:  # noqa: ANN401 - any JSON value
     if not isinstance(value, dict | list):
         return
     if depth == 0:
-        raise ValueError("nested too deep")
+        raise ValueError("nested too deeply")
     if isinstance(value, dict):
         for name in value:
             _check(name, depth)
@@ -75,4 +75,4 @@ def _check(value: Any, depth: int) -> None:  # noqa: ANN401 - any JSON value
 
 def _check_characters(text: str) -> None:
     if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError("a character that no text has")
+        raise ValueError("a NUL or half a surrogate pair")

@@ -1,4 +1,4 @@
-"""What tests of single modules run against: the emulators, a store of one's own, a clock to set."""
+"""What tests of single modules run against: emulators, a store for each test, a clock."""
 
 from __future__ import annotations
 

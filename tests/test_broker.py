@@ -543,7 +543,7 @@ class TestUser:
     """The caller's own mapping."""
 
     async def test_create_and_find(self, broker: Broker, acs: AcsEmulator, caller: Caller) -> None:
-        """There is none until it is made, and then it is the same; no token is issued."""
+        """There is no identity before it is created, and it stays the same; no token is issued."""
         with pytest.raises(UserNotFoundError):
             await broker.find_user(caller)
         made = await broker.create_user(caller)
@@ -553,7 +553,7 @@ class TestUser:
         assert 0 == acs.faults.count("issue")
 
     async def test_not_yet(self, broker: Broker, store: Store, caller: Caller) -> None:
-        """One that is being made or deleted is none."""
+        """An identity that is being created or deleted does not count."""
         for state in (State.CREATING, State.DELETING):
             await store.put(mapping_of(caller.person, datetime.now(UTC), state=state))
             with pytest.raises(UserNotFoundError):

@@ -162,7 +162,7 @@ class TestEndpoint:
         assert (405, "GET, POST") == (response.status_code, response.headers["Allow"])
 
     async def test_options(self) -> None:
-        """204 and the methods, whoever asks."""
+        """204 and the methods, no matter who asks."""
         response = await call(succeed, request("OPTIONS"), event="never_recorded")
 
         assert (204, "GET, POST") == (response.status_code, response.headers["Allow"])

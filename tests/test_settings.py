@@ -232,14 +232,14 @@ def test_every_problem_at_once() -> None:
     assert (
         "ENTRA_CLIENT_ID is missing",
         "ENTRA_TENANT_IDS is missing",
-        "set one of ACS_ENDPOINT and ACS_CONNECTION_STRING",
-        "set one of MAPPINGS_TABLE_ENDPOINT and MAPPINGS_CONNECTION_STRING",
+        "set either ACS_ENDPOINT or ACS_CONNECTION_STRING",
+        "set either MAPPINGS_TABLE_ENDPOINT or MAPPINGS_CONNECTION_STRING",
         "PRUNE_IDLE_DAYS is not a whole number from 3 to 36500",
-        "PRUNE_MAX_SHARE is not above 0 and at most 1",
+        "PRUNE_MAX_SHARE is not a number above 0 and at most 1",
     ) == caught.value.problems
 
 
 def test_both_ways_to_acs() -> None:
     """Two ways to open one service are one too many."""
-    with pytest.raises(SettingsError, match="set one of ACS_ENDPOINT and ACS_CONNECTION_STRING"):
+    with pytest.raises(SettingsError, match="set either ACS_ENDPOINT or ACS_CONNECTION_STRING"):
         Settings.from_env(REQUIRED | {"ACS_CONNECTION_STRING": ACS_BY_KEY})

@@ -210,7 +210,7 @@ class AcsEmulator:
         wanted = body.get("createTokenWithScopes")
         scopes = contract.scopes_of(wanted, request.query["api-version"]) if wanted else []
         expires = contract.expiry_of(body)
-        # The service's ids end in something that looks like a GUID, and is none.
+        # The service's ids end in something that looks like a GUID, but is not one.
         identity = Identity(f"8:acs:{self._resource_id}_00000005{str(uuid.uuid4())[8:]}")
         self.identities[identity.id] = identity
         self.created.append(identity.id)

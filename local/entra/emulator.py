@@ -289,7 +289,7 @@ def _redirect_uri(params: Mapping[str, str], *, known: bool) -> str:
 
 
 def _check(params: Mapping[str, str]) -> None:
-    """Refuse what Entra refuses of a public client's request, whoever signs in."""
+    """Refuse what Entra refuses of a public client's request, no matter who signs in."""
     response_type = required(params, "response_type")
     if response_type != "code":
         message = f"response_type '{response_type}' is not enabled for the application."

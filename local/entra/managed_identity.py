@@ -23,7 +23,7 @@ LIFETIME = timedelta(hours=24)
 
 
 class ManagedIdentityEmulator:
-    """Issues an Entra's app-only tokens to whoever knows the secret in `X-IDENTITY-HEADER`.
+    """Issues an Entra's app-only tokens to those who know the secret in `X-IDENTITY-HEADER`.
 
     A process finds it by `IDENTITY_ENDPOINT` = `endpoint` and `IDENTITY_HEADER` = the secret. The
     one operation is `token`.

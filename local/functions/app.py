@@ -91,7 +91,8 @@ def load_functions(folder: Path, prefix: str, settings: Mapping[str, str]) -> li
     """Import an app's function_app.py and return its functions, in the order they are tried.
 
     Raises:
-        AppError: there is none, or it has a trigger, route or schedule that cannot be served.
+        AppError: there is no such file, or it has a trigger, route or schedule that is not
+            served here.
     """
     if not (folder / "function_app.py").is_file():
         raise AppError(f"there is no function_app.py in {folder}")
@@ -128,7 +129,7 @@ def check_schedule(schedule: str, settings: Mapping[str, str]) -> None:
     """Check the shape of a timer's schedule, six fields of NCRONTAB or a %SETTING% with them.
 
     Raises:
-        ValueError: the setting is missing, or the schedule is none.
+        ValueError: the setting is missing, or the schedule is not one.
     """
     for name in re.findall("%([^%]+)%", schedule):
         if name not in settings:

@@ -1,1 +1,1 @@
-"""What Azure Communication Services has to do with."""
+"""Azure Communication Services: the operations on its identities."""

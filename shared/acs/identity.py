@@ -1,8 +1,8 @@
-"""The ACS Identity operations the broker uses, over Microsoft's SDK.
+"""The ACS Identity operations that the broker uses, through Microsoft's SDK.
 
-The SDK does not judge what it gets (`id` may be None, `expires_on` any text), sends creates again
-after a 5xx, sleeps for as long as Retry-After says, and bounds only the time between two bytes.
-So each call here has its retries and its time set, and each answer is checked.
+The SDK does not check what it gets (`id` may be None, `expires_on` any text), repeats creates after
+a 5xx, sleeps for as long as Retry-After says, and limits only the time between two bytes. So each
+call here sets its retries and its time limit, and checks the answer.
 https://learn.microsoft.com/rest/api/communication/identity
 """
 
@@ -44,11 +44,11 @@ if TYPE_CHECKING:
 
     from shared.errors import BrokerError
 
-OPERATION_SECONDS = 4  # The whole call; the SDK's own read timeout starts anew with every byte.
+OPERATION_SECONDS = 4  # For the whole call; the SDK's read timeout starts again with every byte.
 BOUNDS: dict[str, Any] = {"connection_timeout": 1, "read_timeout": 3, "permit_redirects": False}
-# A create that is sent again may make two identities. aiohttp itself repeats a DELETE once.
+# Repeating a create may make two identities. aiohttp itself repeats a DELETE once.
 ONCE: dict[str, Any] = {"retry_total": 0, **BOUNDS}
-# Once more where the connection broke, never after an answer: "all requests accrue against your
+# Repeated once if the connection broke, never after an answer: "all requests accrue against your
 # usage limits", https://learn.microsoft.com/azure/communication-services/concepts/service-limits
 AGAIN_ON_NEW_CONNECTION: dict[str, Any] = {
     "retry_total": 1,
@@ -58,7 +58,7 @@ AGAIN_ON_NEW_CONNECTION: dict[str, Any] = {
     "retry_on_methods": frozenset({"POST"}),
     **BOUNDS,
 }
-# b64token, RFC 6750 section 2.1; the SDK makes text of whatever ACS sent.
+# b64token, RFC 6750 section 2.1. The SDK does not check it.
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{1,16384}=*")
 EXPIRY_TOLERANCE = timedelta(minutes=5)
 
@@ -74,15 +74,15 @@ class AcsToken:
 class AcsIdentity:
     """Creates and deletes ACS identities, and issues tokens for them.
 
-    Every method raises one of the `Upstream…` errors where ACS fails, refuses us, or answers with
-    what cannot be used.
+    Every method raises one of the `Upstream…` errors if ACS fails, refuses us, or gives an answer
+    that cannot be used.
     """
 
     def __init__(self, *, client: CommunicationIdentityClient) -> None:
         self._client = client
 
     async def create(self) -> str:
-        """Create an identity and return its id. Asks once: a failure may have created one."""
+        """Create an identity and return its id. Never repeated: a failure may have created one."""
         try:
             async with _translated():
                 user = await self._client.create_user(**ONCE)
@@ -112,12 +112,12 @@ class AcsIdentity:
         # The SDK's type says int; what it passes on is ACS's ISO 8601 text.
         issued = AcsToken(answer.token, _expiry(answer.expires_on))
         if abs(issued.expires_on - now - lifetime) > EXPIRY_TOLERANCE:
-            raise UpstreamBadResponseError("issue: another lifetime than asked for")
+            raise UpstreamBadResponseError("issue: the lifetime is not the one asked for")
         _check_token(issued.token, acs_id, asked)
         return issued
 
     async def delete(self, acs_id: str) -> None:
-        """Delete an identity with all its tokens and data; one that is gone already is done."""
+        """Delete an identity with all its tokens and data; it is no error if it is gone already."""
         try:
             async with _translated():
                 await self._client.delete_user(CommunicationUserIdentifier(acs_id), **ONCE)
@@ -136,16 +136,16 @@ async def _translated() -> AsyncIterator[None]:
 
 
 def error_of(exc: Exception) -> BrokerError:
-    """Return what the caller is told of an exception that the SDK raised.
+    """Return the error for an exception that the SDK raised.
 
-    The exception's own text is left out: it may hold what ACS answered.
+    The exception's own text is left out: it may quote ACS's answer.
     """
     name = type(exc).__name__
     if isinstance(exc, TimeoutError | ServiceRequestTimeoutError | ServiceResponseTimeoutError):
         return UpstreamTimeoutError(name)
     if isinstance(exc, ServiceRequestError):
         return UpstreamUnavailableError(name)
-    if isinstance(exc, ClientAuthenticationError):  # Also of a credential that gets no token.
+    if isinstance(exc, ClientAuthenticationError):  # Also raised if a credential gets no token.
         return UpstreamAuthError(name)
     if isinstance(exc, HttpResponseError) and exc.status_code is not None:
         return _error_of_status(exc.status_code, _retry_after(exc))
@@ -169,7 +169,7 @@ def _error_of_status(status: int, wait: float | None) -> BrokerError:
 
 
 def _retry_after(exc: HttpResponseError) -> float | None:
-    """Return the seconds of Retry-After; the other form, a date, is left to our own default."""
+    """Return the seconds in Retry-After; for its other form, a date, our own default is used."""
     headers: Mapping[str, str] = getattr(exc.response, "headers", None) or {}
     text = headers.get("Retry-After", "")
     return float(text) if re.fullmatch(r"[0-9]{1,9}", text) else None
@@ -179,22 +179,22 @@ def _expiry(text: object) -> datetime:
     try:
         expires_on = datetime.fromisoformat(str(text))
     except ValueError:
-        raise UpstreamBadResponseError("issue: expiresOn is no date") from None
+        raise UpstreamBadResponseError("issue: expiresOn is not a date") from None
     if expires_on.tzinfo is None:
         raise UpstreamBadResponseError("issue: expiresOn has no time zone")
     return expires_on
 
 
 def _check_token(token: object, acs_id: str, scopes: list[str]) -> None:
-    """Refuse a token that says it is for somebody else, or for more than was asked.
+    """Refuse a token that is for another identity, or has more scopes than were asked for.
 
-    The token's format is no contract, so one that cannot be read passes.
+    The token's format is not documented, so a token that cannot be read is accepted.
     """
     if not isinstance(token, str) or not _TOKEN.fullmatch(token):
         raise UpstreamBadResponseError("issue: no token")
     claims = _readable_claims(token)
     if claims.get("skypeid", acs_id.removeprefix("8:")) != acs_id.removeprefix("8:"):
-        raise UpstreamBadResponseError("issue: a token of another identity")
+        raise UpstreamBadResponseError("issue: a token for another identity")
     granted = claims.get("acsScope", "")
     if granted and not set(str(granted).split(",")).issubset(scopes):
         raise UpstreamBadResponseError("issue: more scopes than asked for")

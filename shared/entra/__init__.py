@@ -1,1 +1,1 @@
-"""What Entra has to do with: access tokens, and the keys that sign them."""
+"""Microsoft Entra: its access tokens, and the keys that sign them."""

@@ -1,9 +1,9 @@
-"""From an Entra access token to the person who holds it.
+"""Validates Entra access tokens, and says whom they were issued for.
 
 The order is: shape, JOSE header, key, signature, payload, claims. Nothing is fetched for a token
-that fails the first two, and no claim is believed before the signature has been verified. PyJWT
-does the signature; what it lets through before and after that (measured: equal names, dates as
-text, any `typ`, compression, UTF-16) is refused here. RFC 7515, RFC 7519, RFC 8725, and
+that fails the first two, and no claim is trusted before the signature has been verified. PyJWT
+verifies the signature; what it would accept besides (equal names, dates as text, any `typ`,
+compression, UTF-16) is refused here. RFC 7515, RFC 7519, RFC 8725, and
 https://learn.microsoft.com/entra/identity-platform/claims-validation
 """
 
@@ -35,46 +35,46 @@ if TYPE_CHECKING:
     from shared.entra.signing_keys import SigningKey
     from shared.settings import EntraSettings
 
-MAX_TOKEN_CHARACTERS = 24 * 1024  # 200 groups by name make about 22 KiB.
+MAX_TOKEN_CHARACTERS = 24 * 1024  # A token with 200 groups by name has about 22 KiB.
 CLOCK_SKEW = 60  # seconds
 MAX_LIFETIME = 28 * 3600  # seconds: a token under continuous access evaluation lives 20 to 28 h.
 
 _SEGMENT = r"[A-Za-z0-9_-]+"
 _COMPACT = re.compile(rf"({_SEGMENT})\.({_SEGMENT})\.({_SEGMENT})")
 TOKEN_TYPES = ("JWT", "at+jwt")
-# Header members that bring a key or change what is signed. `nonce` marks tokens of Microsoft
+# Header members that bring a key or change what is signed. `nonce` marks tokens for Microsoft
 # Graph, whose signature covers something else. Unknown members are harmless: Microsoft adds some.
 REFUSED_HEADERS = frozenset(
     "jku jwk x5u x5c crit b64 zip cty enc epk nonce".split()  # noqa: SIM905 - reads as a list
 )
-# Claims that decide. A second one in other letters may not stand beside them: other software on
-# the way might have read that one.
+# The claims that decide. None may appear again in other letters (`OID`): software that ignores case
+# might read that one.
 DECIDING_CLAIMS = frozenset(
     "aud iss exp nbf iat ver tid oid sub scp azp appid idtyp roles".split()  # noqa: SIM905 - as above
 )
 
 VerifiedClaims = NewType("VerifiedClaims", "dict[str, Any]")
-"""Claims whose signature has been verified; made by `AccessTokenValidator` alone."""
+"""Claims whose signature has been verified; only `AccessTokenValidator` creates them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The person an access token was issued for, and the app that holds it."""
+    """The person that an access token was issued for, and the app that asked for it."""
 
     person: Person
     client_id: str | None
-    issued_at: int  # Unix time, `iat`.
+    issued_at: int  # `iat`, in Unix time.
 
 
 class Keys(Protocol):
     """Where signing keys come from: `signing_keys.SigningKeys`."""
 
     async def get(self, key_id: str) -> SigningKey:
-        """Return the key of an id."""
+        """Return the key with an id."""
 
 
 class AccessTokenValidator:
-    """Validates access tokens by one deployment's settings and Entra's signing keys."""
+    """Validates access tokens with the settings and Entra's signing keys."""
 
     def __init__(self, *, settings: EntraSettings, keys: Keys) -> None:
         self._settings = settings
@@ -86,8 +86,8 @@ class AccessTokenValidator:
         Raises:
             InvalidTokenError: it is malformed, forged, out of date or for another service.
             TenantNotAllowedError, InsufficientScopeError, ClientNotAllowedError: it is a good
-                token of this service, but its holder may not use it.
-            KeysUnavailableError: Entra's keys are out of reach, so there is no telling.
+                token for this service, but does not allow its use.
+            KeysUnavailableError: Entra's keys cannot be read, so the token cannot be checked.
         """
         key_id = key_id_of(access_token)
         key = await self._keys.get(key_id)
@@ -97,10 +97,10 @@ class AccessTokenValidator:
 
 
 def key_id_of(access_token: str) -> str:
-    """Return the `kid` of a token that has the shape and header of an Entra access token.
+    """Return the key id of a token, without verifying its signature.
 
     Raises:
-        InvalidTokenError: it has not.
+        InvalidTokenError: it does not have the shape and header of an Entra access token.
     """
     if len(access_token) > MAX_TOKEN_CHARACTERS:
         raise InvalidTokenError("longer than 24 KiB")
@@ -112,9 +112,9 @@ def key_id_of(access_token: str) -> str:
     if members.get("alg") != "RS256":
         raise InvalidTokenError("alg is not RS256")
     if members.get("typ") not in TOKEN_TYPES:
-        raise InvalidTokenError("typ is not that of an access token")
+        raise InvalidTokenError("typ is neither JWT nor at+jwt")
     if not REFUSED_HEADERS.isdisjoint(name.lower() for name in members):
-        raise InvalidTokenError("a header member that is never honoured")
+        raise InvalidTokenError("a header member that is not allowed")
     key_id = members.get("kid")
     if not isinstance(key_id, str) or not KEY_ID.fullmatch(key_id):
         raise InvalidTokenError("kid is not a key id")
@@ -122,7 +122,7 @@ def key_id_of(access_token: str) -> str:
 
 
 def _decode(segment: str) -> bytes:
-    """Decode base64url in its one canonical spelling, without padding (RFC 7515, section 2)."""
+    """Decode canonical base64url without padding (RFC 7515, section 2)."""
     try:
         decoded = base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4))
     except binascii.Error:
@@ -142,7 +142,7 @@ def _object(raw: bytes, part: str) -> dict[str, Any]:
 def _verify(access_token: str, key: SigningKey) -> VerifiedClaims:
     """Verify the signature and read the payload.
 
-    `jwt.PyJWS`, not `jwt.decode`: the claims are judged below, by a clock that is an argument.
+    With `jwt.PyJWS`, not `jwt.decode`: the claims are checked below, and the time is an argument.
     """
     try:
         payload = jwt.PyJWS(algorithms=["RS256"]).decode(
@@ -154,7 +154,7 @@ def _verify(access_token: str, key: SigningKey) -> VerifiedClaims:
 
 
 def _note_person(claims: VerifiedClaims) -> None:
-    """Let the audit line say who was refused: the ids are signed, so they are Entra's."""
+    """Note the ids for the audit line: they are verified, even if the token is refused later."""
     named = {"tenant_id": "tid", "object_id": "oid", "client_id": "azp"}
     if claims.get("ver") == "1.0":
         named["client_id"] = "appid"
@@ -164,10 +164,11 @@ def _note_person(claims: VerifiedClaims) -> None:
 def caller_from_claims(
     claims: VerifiedClaims, *, key: SigningKey, settings: EntraSettings, now: datetime
 ) -> Caller:
-    """Return the caller, if these claims make an access token for this service now.
+    """Return the caller whom these claims name, if they allow the use of this service now.
 
     Raises:
-        InvalidTokenError, TenantNotAllowedError, InsufficientScopeError, ClientNotAllowedError.
+        InvalidTokenError, TenantNotAllowedError, InsufficientScopeError, ClientNotAllowedError: as
+            `AccessTokenValidator.validate` does.
     """
     for name in claims:
         if name not in DECIDING_CLAIMS and name.casefold() in DECIDING_CLAIMS:
@@ -196,18 +197,18 @@ def _check_dates(claims: Mapping[str, Any], now: float) -> None:
     if starts - CLOCK_SKEW > now:
         raise InvalidTokenError("not valid yet")
     if expires <= starts or expires - issued_at > MAX_LIFETIME + CLOCK_SKEW:
-        raise InvalidTokenError("lifetime")
+        raise InvalidTokenError("lifetime is zero, negative or over 28 hours")
 
 
 def _date(claims: Mapping[str, Any], name: str) -> int:
     date = claims.get(name)
-    if type(date) is not int or date <= 0:  # `type`, since True is an int.
+    if type(date) is not int or date <= 0:  # Not isinstance: True is an int.
         raise InvalidTokenError(f"{name} is not a date")
     return date
 
 
 def _tenant(claims: Mapping[str, Any], key: SigningKey, settings: EntraSettings) -> str:
-    """Return the tenant, once version, audience, issuer and signing key agree on it."""
+    """Return the tenant, after checking version, audience, issuer and signing key."""
     version, tenant_id = claims.get("ver"), claims.get("tid")
     if not _is_guid(tenant_id):
         raise InvalidTokenError("tid is not a GUID")
@@ -227,7 +228,7 @@ def _tenant(claims: Mapping[str, Any], key: SigningKey, settings: EntraSettings)
     allowed = settings.tenant_ids
     if tenant_id == CONSUMERS or (allowed is not None and tenant_id not in allowed):
         raise TenantNotAllowedError("not an allowed tenant")
-    # A key that Entra publishes for one tenant signs for that tenant alone.
+    # A key that Entra publishes for one tenant signs only that tenant's tokens.
     if key.issuer.replace("{tenantid}", tenant_id) != v2_issuer:
         raise InvalidTokenError("the signing key belongs to another issuer")
     return tenant_id
@@ -248,6 +249,6 @@ def _check_scope(claims: Mapping[str, Any], required: str) -> None:
     granted = claims.get("scp", "")
     if not isinstance(granted, str):
         raise InvalidTokenError("scp is not text")
-    # An app on its own has no scp and, where the API asks for it, `idtyp`.
+    # A token of an app without a user has no scp and, if the API asks for that claim, an idtyp.
     if claims.get("idtyp") == "app" or required not in granted.split(" "):
         raise InsufficientScopeError("the required scope is not granted", scope=required)

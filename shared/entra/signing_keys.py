@@ -1,8 +1,8 @@
-"""Entra's signing keys: fetched, kept, renewed, and never asked for more often than is fair.
+"""Fetches and caches Entra's signing keys, and refreshes them in the background.
 
-A known key never waits. One fetch at a time serves everyone who waits for it. A refused or failed
-fetch leaves the last good set in place, for a day at most. Keys that Entra withdraws are gone with
-the next refresh.
+A token with a known key never waits. There is one fetch at a time, for all who wait for it. If it
+fails, the last good set stays, for a day at most. Keys that Entra withdraws are gone with the next
+refresh.
 https://learn.microsoft.com/entra/identity-platform/signing-key-rollover
 """
 
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 
     import aiohttp
 
-# All in seconds, but the sizes and counts.
+# All times are in seconds.
 REFRESH_INTERVAL = 3600
 RETRY_FIRST, RETRY_LAST = 5, 300
 MAX_AGE = 24 * 3600
-STALE = 2 * 3600  # The hourly refresh has failed for long enough to tell somebody.
-FRESH = 300  # In a set as young as this, an id that is missing does not exist.
+STALE = 2 * 3600  # From this age on, audit lines show it: the hourly refresh keeps failing.
+FRESH = 300  # A key id missing from a set younger than this does not exist.
 FETCH_DEADLINE = 3
 WAIT_FOR_FETCH = 2
-BURST = 3  # Fetches on demand at once, ...
-REFILL = 300  # ... and one more after each of these.
+BURST = 3  # So many fetches on demand at once, ...
+REFILL = 300  # ... and one more after this time.
 UNKNOWN_FOR = 60
 MAX_UNKNOWN = 1024
 MAX_DOCUMENT_BYTES = 256 * 1024
@@ -62,11 +62,11 @@ class SigningKeys:
     """The keys of one tenant, or of all organisations, at one Entra authority.
 
     Args:
-        session: does the fetching; Entra's host is the only one it is used for.
-        authority: such as `https://login.microsoftonline.com`.
+        session: used for Entra's host only.
+        authority: an origin such as `https://login.microsoftonline.com`.
         keys_of: a tenant id, or `organizations`.
         refresh_interval: seconds between refreshes in the background.
-        clock: Unix time.
+        clock: returns the current Unix time.
     """
 
     def __init__(
@@ -92,14 +92,14 @@ class SigningKeys:
         self._unknown: OrderedDict[str, float] = OrderedDict()
 
     async def get(self, key_id: str) -> SigningKey:
-        """Return the key of an id.
+        """Return the key with an id.
 
         Raises:
             InvalidTokenError: Entra has no such key.
-            KeysUnavailableError: there is no telling, since Entra cannot be asked.
+            KeysUnavailableError: Entra cannot be asked whether it has such a key.
         """
         if self._keys and self._age() > STALE:
-            # Each request tells it, since the refresher's own lines may not reach the log.
+            # Shown with each request, because the refresher's own lines may not reach the log.
             audit.note(keys_age_hours=round(self._age() / 3600, 1))
         if key_id not in self._keys or self._too_old():
             with audit.timed("keys_ms"):
@@ -110,7 +110,7 @@ class SigningKeys:
             raise InvalidTokenError("signed by a key that Entra does not have") from None
 
     async def load(self) -> None:
-        """Have a set of keys that may be used, or raise KeysUnavailableError."""
+        """Make sure that there is a usable set of keys, or raise KeysUnavailableError."""
         if self._too_old():
             await self._refresh_on_demand()
         self._require_keys()
@@ -132,7 +132,7 @@ class SigningKeys:
             raise KeysUnavailableError("no signing keys")
 
     async def _look_for(self, key_id: str) -> None:
-        """Fetch the set for an id that is not in it; return only if it can be relied upon."""
+        """Fetch the set for an id that is not in it; return only if the set can be relied on."""
         if self._unknown.get(key_id, 0) < self._clock():
             await self._refresh_on_demand()
         self._require_keys()
@@ -145,23 +145,23 @@ class SigningKeys:
             self._unknown.popitem(last=False)
 
     async def _refresh_on_demand(self) -> None:
-        """Join the fetch that is under way, or start one if the budget allows; wait a little.
+        """Join the running fetch, or start one if the budget allows, and wait for it briefly.
 
         Raises:
-            KeysUnavailableError: the answer is still outstanding.
+            KeysUnavailableError: the fetch has not finished in time.
         """
         if self._fetching is None and not self._spend():
             return
         fetching = self._fetch_once()
         if self._refresher is None:
             self._refresher = asyncio.create_task(self._keep_fresh())  # Joins this fetch.
-        # The fetch is shared: who stops waiting must not stop it.
+        # `wait`, unlike `wait_for`, does not cancel the fetch, which others may be waiting for.
         done, _ = await asyncio.wait([fetching], timeout=WAIT_FOR_FETCH)
         if not done:
             raise KeysUnavailableError("Entra is slow to answer")
 
     def _spend(self) -> bool:
-        """Take one fetch from the budget. What counts is the attempt, not its success."""
+        """Take one fetch from the budget, if there is one left. Failed fetches count, too."""
         now = self._clock()
         self._budget = min(BURST, self._budget + (now - self._budget_since) / REFILL)
         self._budget_since = now
@@ -171,7 +171,7 @@ class SigningKeys:
         return True
 
     async def _keep_fresh(self) -> None:
-        """Refresh for as long as the process lives; the budget is for requests, not for this."""
+        """Refresh for as long as the process runs; these fetches are not in the budget."""
         retry = float(RETRY_FIRST)
         while True:
             await asyncio.wait([self._fetch_once()])
@@ -189,11 +189,11 @@ class SigningKeys:
         return self._fetching
 
     async def _fetch(self) -> None:
-        """Replace the set by the one that Entra has now; leave it as it is where that fails."""
+        """Replace the set with the one that Entra has now; keep the old set if that fails."""
         try:
             async with asyncio.timeout(FETCH_DEADLINE):
                 keys = await self._download()
-        except Exception as exc:  # noqa: BLE001 - whatever Entra's host does, the old set stays
+        except Exception as exc:  # noqa: BLE001 - the old set stays, whatever went wrong
             self._last_fetch_failed = True
             hours = None if not self._keys else round(self._age() / 3600, 1)
             fields = {"reason": _reason(exc), "age_hours": hours}
@@ -218,7 +218,8 @@ class SigningKeys:
         return signing_keys_from(
             await self._get(location),
             cloud=metadata.get("cloud_instance_name"),
-            # Keys for every tenant must say whom they sign for; a tenant's own sign for it.
+            # In the set for all tenants, each key must name its issuer; in a tenant's own set, the
+            # tenant is the issuer.
             default_issuer=None if every_tenant else issuer,
         )
 
@@ -232,17 +233,17 @@ class SigningKeys:
             async for chunk in response.content.iter_any():
                 document += chunk
                 if len(document) > MAX_DOCUMENT_BYTES:
-                    raise ValueError("a document over 256 KiB")
+                    raise ValueError("the document is over 256 KiB")
         return strict_json.loads_object(document.strip())
 
 
 def signing_keys_from(
     document: dict[str, Any], *, cloud: object, default_issuer: str | None
 ) -> dict[str, SigningKey]:
-    """Return the usable RS256 keys of a JWK set by key id (RFC 7517).
+    """Return the usable RS256 keys of a JWK set (RFC 7517), by key id.
 
     Raises:
-        ValueError: the set is no set, holds a key id twice or a private key, or nothing usable.
+        ValueError: it is not a JWK set, has a key id twice, a private key, or no usable key.
     """
     members = document.get("keys")
     if not isinstance(members, list) or len(members) > MAX_KEYS:
@@ -283,5 +284,5 @@ def _signing_key(jwk: dict[str, Any], cloud: object) -> SigningKey:
 
 
 def _reason(exc: Exception) -> str:
-    """Return our own words, or the kind of somebody else's error: its text may hold anything."""
+    """Return the message of our own error, or only the type of another, whose text is not safe."""
     return str(exc) if type(exc) is ValueError else type(exc).__name__

@@ -1,1 +1,1 @@
-"""Who is who: the table, and the protocol that keeps it true."""
+"""Which ACS identity belongs to which person: the table, and the protocol that keeps it right."""

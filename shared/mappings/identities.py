@@ -1,10 +1,10 @@
-"""The identity protocol: one ACS identity for each person, whatever races, crashes or fails.
+"""The identity protocol: one ACS identity for each person, despite races, crashes and failures.
 
 ACS can neither list identities nor create one idempotently, so an id that is lost is lost for
-good. Therefore the intent is written before the identity is made, who may write is decided by
-conditional writes alone, and an identity hands out tokens only once a row points to it. What a
-crash can leave behind is an identity that never had a token, a row whose lease runs out, or an
-entry in the ledger; the next request or the timer goes on from there.
+good. Therefore the intent is written before the identity is created, conditional writes alone
+decide who may write, and no token is issued for an identity before a row points to it. A crash can
+leave behind an identity that never had a token, a row whose lease runs out, or an entry in the
+ledger; the next request or the timer continues from there.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ if TYPE_CHECKING:
     from shared.mappings.table import IdentityMappings
 
 POLL_SECONDS = 0.15
-POLLS = 20  # Three seconds for somebody else to finish, then the caller is asked to come back.
+POLLS = 20  # Another request gets three seconds to finish, then the caller is told to try again.
 
 
 def utc_now() -> datetime:
-    """Return the time, with its zone."""
+    """Return the current time, in UTC."""
     return datetime.now(UTC)
 
 
 class Step(Enum):
-    """What to do next for somebody who needs an identity."""
+    """What to do next for a person who needs an identity."""
 
-    TAKE_OVER = auto()  # Somebody began and did not finish.
-    FINISH_DELETING = auto()  # Somebody began to delete and did not finish.
-    WAIT = auto()  # Somebody is at work right now.
-    TOUCH = auto()  # It is there, and its last use was noted long ago.
-    USE = auto()  # It is there.
+    TAKE_OVER = auto()  # A request began to create it, and did not finish.
+    FINISH_DELETING = auto()  # A request or the timer began to delete it, and did not finish.
+    WAIT = auto()  # It is being created or deleted right now.
+    TOUCH = auto()  # It exists, and its last use has not been recorded for a while.
+    USE = auto()  # It exists.
 
 
 def next_step(mapping: IdentityMapping, *, now: datetime) -> Step:
@@ -58,13 +58,13 @@ def next_step(mapping: IdentityMapping, *, now: datetime) -> Step:
 
 
 class Identities:
-    """Makes, finds and ends people's ACS identities.
+    """Finds, creates and deletes people's ACS identities.
 
     Args:
         acs: creates and deletes identities.
         mappings: the table that remembers them.
-        clock: the time, in UTC.
-        poll_seconds: how long to wait before looking whether somebody else has finished.
+        clock: returns the current time, in UTC.
+        poll_seconds: how long to wait before checking whether another request has finished.
     """
 
     def __init__(
@@ -82,27 +82,27 @@ class Identities:
         self._in_flight = SingleFlight[IdentityMapping]()
 
     async def find(self, person: Person) -> IdentityMapping | None:
-        """Return a person's mapping if there is one with an identity."""
+        """Return a person's mapping if it has an identity to use, else None."""
         mapping = await self._mappings.read(person)
         return mapping if mapping is not None and mapping.state is State.ACTIVE else None
 
     async def get_or_create(self, person: Person) -> IdentityMapping:
-        """Return a person's active mapping, whose last use is noted; make it if there is none.
+        """Return a person's active mapping, with its last use recorded; create it if necessary.
 
-        Concurrent calls for one person share the work within a process. It goes on where a caller
-        stops waiting, so that no half-made identity is left because somebody was impatient.
+        Concurrent calls for one person share the work within a process. The work goes on when a
+        caller stops waiting, so that no half-made identity is left behind.
 
         Raises:
-            BusyError: somebody else is creating or deleting it, for longer than we wait.
+            BusyError: another request is creating or deleting it, and takes longer than we wait.
             StorageUnavailableError, Upstream…Error: the table or ACS failed.
         """
         return await self._in_flight.run(person, lambda: self._get_or_create(person))
 
     async def end(self, mapping: IdentityMapping, *, reason: str) -> bool:
-        """Delete an identity and its mapping; False if somebody changed the mapping meanwhile.
+        """Delete an identity and its mapping; False if another request has changed the mapping.
 
-        The claim comes first: a token request that touched the row before makes it fail, one that
-        comes after finds the row taken. Each step can be done again.
+        First the row is claimed. That fails if a token request touched the row before, and a token
+        request that comes later finds the row claimed. Each step can be repeated.
         """
         claimed = await self._mappings.change(
             mapping, state=State.DELETING, lease_until=self._clock() + LEASE
@@ -132,12 +132,12 @@ class Identities:
             made = await self._advance(person, mapping)
             if made is not None:
                 return made
-        raise BusyError("somebody else is at work on this identity")
+        raise BusyError("another request is creating or deleting this identity")
 
     async def _advance(
         self, person: Person, mapping: IdentityMapping | None
     ) -> IdentityMapping | None:
-        """Do the next step; None where the table has to be read again."""
+        """Do the next step; None if the table has to be read again."""
         now = self._clock()
         lease = now + LEASE
         if mapping is None:
@@ -166,13 +166,13 @@ class Identities:
         return None
 
     async def _create(self, intent: IdentityMapping | None) -> IdentityMapping | None:
-        """Make the identity that an intent of ours announces; None if the intent is not ours."""
+        """Create the identity that our intent announced; None if the intent was not written."""
         if intent is None:
             return None
         try:
             acs_id = await self._acs.create()
         except BrokerError as error:
-            # ACS may have made it all the same. No token was made for it, and none will be.
+            # ACS may have created it all the same. It has no token, and never will have.
             fields = {"code": error.code, **intent.person._asdict()}
             audit.record("identity_not_created", fields, level=logging.WARNING)
             await self._give_back(intent)
@@ -185,12 +185,12 @@ class Identities:
             raise
 
     async def _give_back(self, mapping: IdentityMapping) -> None:
-        """Let the next request go on at once from where we could not."""
+        """End our lease, so that the next request can continue at once."""
         with suppress(StorageUnavailableError):
             await self._mappings.change(mapping, lease_until=self._clock())
 
     async def _finalise(self, intent: IdentityMapping, acs_id: str) -> IdentityMapping | None:
-        """Let the row point to the new identity; None if another owner has taken the row over."""
+        """Point the row to the new identity; None if another request has taken over the row."""
         now = self._clock()
         mapping = await self._mappings.change(
             intent, state=State.ACTIVE, acs_id=acs_id, lease_until=None, last_used_on=now
@@ -198,10 +198,10 @@ class Identities:
         if mapping is not None:
             audit.note(created=True)
             return mapping
-        # Our write may have got through unseen, with somebody else's on top of it.
+        # Our write may have succeeded without our seeing it, and then been overwritten.
         found = await self._mappings.read(intent.person)
         if found is None or found.acs_id != acs_id:
             await self._mappings.add_orphan(acs_id, reason="lost_lease", now=now)
-            with suppress(BrokerError):  # It is in the ledger: the timer does it.
+            with suppress(BrokerError):  # It is in the ledger, so the timer will delete it.
                 await self.delete_orphan(acs_id)
         return None

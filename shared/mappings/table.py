@@ -1,9 +1,9 @@
 """Identity mappings in Table Storage: which ACS identity belongs to which person.
 
-A row goes from `creating` to `active` to `deleting`; every change is conditional on what was read,
-and carries a new nonce in `attempt`, so that a writer who loses an answer can tell from the row
-whether the change was its own. A second table, the ledger of orphans, names ACS identities that no
-row points to and that still have to be deleted.
+A row goes from `creating` to `active` to `deleting`. Every change is conditional on what was read,
+and writes a new nonce into `attempt`: a writer that loses the answer can tell from the row whether
+its change was made. A second table, the ledger of orphans, lists ACS identities that no row points
+to and that still have to be deleted.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ READ_ATTEMPTS, WRITE_ATTEMPTS = 3, 2
 BACKOFF_SECONDS = 0.1
 PAGE_SIZE = 1000
 PAGE_SECONDS = 30
-# None: there was no answer, or not a whole one.
+# None: there was no complete answer.
 RETRIED_STATUSES = frozenset({None, 408, 429, 500, 502, 503, 504})
 # Only these mean that the entity is not there; TableNotFound has the same status and class.
 ABSENT = frozenset({TableErrorCode.RESOURCE_NOT_FOUND, TableErrorCode.ENTITY_NOT_FOUND})
@@ -72,9 +72,9 @@ class IdentityMapping:
     created_on: datetime
     last_used_on: datetime
     acs_id: str = ""  # Empty while creating, and never afterwards.
-    lease_until: datetime | None = None  # Until when somebody is at work on it.
-    revoked_before: datetime | None = None  # Entra tokens from before are refused.
-    generation: int = 1  # How often somebody set out to make the identity.
+    lease_until: datetime | None = None  # Until then, only the holder of the lease may change it.
+    revoked_before: datetime | None = None  # Entra tokens issued before then are refused.
+    generation: int = 1  # How many times the creation was started.
     attempt: str = ""
     etag: str = ""
 
@@ -84,14 +84,14 @@ class _AbsentError(StorageUnavailableError):
 
 
 class _ChangedError(StorageUnavailableError):
-    """Another writer was first, or our own first attempt whose answer was lost."""
+    """Another writer was first, or our own first attempt succeeded and its answer was lost."""
 
 
 class IdentityMappings:
     """The table of mappings and the ledger of orphans.
 
-    Every method raises StorageUnavailableError where Table Storage fails or refuses us. "Not
-    there" is never concluded from a failure.
+    Every method raises StorageUnavailableError if Table Storage fails or refuses us. A failure is
+    never taken to mean that a row does not exist.
     """
 
     def __init__(self, *, mappings: TableClient, orphans: TableClient) -> None:
@@ -99,7 +99,7 @@ class IdentityMappings:
         self._orphans = orphans
 
     async def read(self, person: Person) -> IdentityMapping | None:
-        """Return a person's mapping, None if there is none."""
+        """Return a person's mapping, or None if the person has no row."""
         try:
             entity = await _attempt(
                 lambda: self._mappings.get_entity(partition_key(person), person.object_id),
@@ -110,11 +110,11 @@ class IdentityMappings:
         return _reported(entity)
 
     async def insert(self, mapping: IdentityMapping) -> IdentityMapping | None:
-        """Add a mapping where the person has none; None if somebody else was first."""
+        """Add the mapping of a person who has none; None if another writer was first."""
         return await self._write(mapping, self._mappings.create_entity)
 
     async def change(self, mapping: IdentityMapping, **changes: Any) -> IdentityMapping | None:  # noqa: ANN401 - fields of IdentityMapping
-        """Change a mapping that nobody changed since it was read; None if somebody did."""
+        """Change a mapping; None if another writer has changed it since it was read."""
 
         def update(entity: dict[str, Any]) -> Awaitable[Mapping[str, Any]]:
             return self._mappings.update_entity(
@@ -127,7 +127,7 @@ class IdentityMappings:
         return await self._write(replace(mapping, **changes), update)
 
     async def remove(self, mapping: IdentityMapping) -> bool:
-        """Remove a mapping; False if somebody changed it since it was read."""
+        """Remove a mapping; False if another writer has changed it since it was read."""
         try:
             await _attempt(
                 lambda: self._mappings.delete_entity(
@@ -155,11 +155,11 @@ class IdentityMappings:
         return total, idle
 
     def idle(self, *, idle_before: datetime) -> AsyncIterator[IdentityMapping]:
-        """Yield the active mappings that nobody used since a date, but no unreadable row."""
+        """Yield the active mappings not used since a date; rows that cannot be read are skipped."""
         return self._select("state eq @active and lastUsedOn lt @date", idle_before)
 
     def interrupted(self, *, lease_before: datetime) -> AsyncIterator[IdentityMapping]:
-        """Yield the mappings whose creation or deletion has not moved on, as `idle` does."""
+        """Yield the mappings whose creation or deletion was interrupted, as `idle` does."""
         return self._select("state ne @active and leaseUntil lt @date", lease_before)
 
     async def _select(self, condition: str, date: datetime) -> AsyncIterator[IdentityMapping]:
@@ -169,7 +169,7 @@ class IdentityMappings:
                 yield mapping
 
     async def add_orphan(self, acs_id: str, *, reason: str, now: datetime) -> None:
-        """Enter an ACS identity that must be deleted into the ledger."""
+        """Add an ACS identity that must be deleted to the ledger."""
         entity: dict[str, Any] = {
             "PartitionKey": LEDGER_PARTITION,
             "RowKey": acs_id,
@@ -179,7 +179,7 @@ class IdentityMappings:
         await _attempt(lambda: self._orphans.upsert_entity(entity), WRITE_ATTEMPTS)
 
     async def remove_orphan(self, acs_id: str) -> None:
-        """Strike an ACS identity that has been deleted off the ledger."""
+        """Remove an ACS identity that has been deleted from the ledger."""
         await _attempt(
             lambda: self._orphans.delete_entity(LEDGER_PARTITION, acs_id), WRITE_ATTEMPTS
         )
@@ -191,7 +191,7 @@ class IdentityMappings:
                 yield entity["RowKey"]
 
     async def server_time(self) -> datetime:
-        """Return Table Storage's clock, from an answer of the table of mappings."""
+        """Return the time on Table Storage's clock, read from an answer's `Date` header."""
         dates: list[datetime] = []
 
         def keep_date(response: PipelineResponse[Any, Any]) -> None:
@@ -213,7 +213,8 @@ class IdentityMappings:
         try:
             written = await _attempt(lambda: write(entity_from_mapping(mine)), WRITE_ATTEMPTS)
         except StorageUnavailableError as exc:
-            # The row knows better than the answer, which may be to our own second attempt.
+            # The row decides: the error may be the answer to our second attempt, after the first
+            # one succeeded.
             found = await self.read(mine.person)
             if found is not None and found.attempt == mine.attempt:
                 return found
@@ -224,7 +225,7 @@ class IdentityMappings:
 
 
 def partition_key(person: Person) -> str:
-    """Return the partition of a person: one tenant is spread over 256."""
+    """Return the partition of a person; each tenant is spread over 256 of them."""
     return f"{person.tenant_id}_{person.object_id[:2]}"
 
 
@@ -249,20 +250,20 @@ def mapping_from_entity(entity: TableEntity) -> IdentityMapping:
     """Return the mapping in a row.
 
     Raises:
-        StorageUnavailableError: it is none that this version can read, such as one that a newer
-            version wrote. It must not be overwritten.
+        StorageUnavailableError: this version cannot read the row, perhaps because a newer version
+            wrote it. It must not be overwritten.
     """
     try:
         if entity["schema"] != SCHEMA:
-            raise StorageUnavailableError("a row of another schema version")
+            raise StorageUnavailableError("a row with another schema version")
         dates = {name: entity[name] for name in DATES if name in entity}
         if not all(isinstance(date, datetime) for date in dates.values()):
-            raise StorageUnavailableError("a row with a date that is none")
+            raise StorageUnavailableError("a row whose date is not a date")
         state, acs_id = State(entity["state"]), entity.get("acsId", "")
         if type(entity["generation"]) is not int or not isinstance(acs_id, str):
-            raise StorageUnavailableError("a row with members of other types")
+            raise StorageUnavailableError("a row with a value of the wrong type")
         if not ACS_ID.fullmatch(acs_id) and (acs_id or state is State.ACTIVE):
-            raise StorageUnavailableError("a row with an identity that is none")
+            raise StorageUnavailableError("a row whose acsId is not an ACS identity")
         return IdentityMapping(
             person=Person(entity["PartitionKey"].partition("_")[0], entity["RowKey"]),
             state=state,
@@ -280,7 +281,7 @@ def mapping_from_entity(entity: TableEntity) -> IdentityMapping:
 
 
 def _reported(entity: TableEntity) -> IdentityMapping:
-    """Return the mapping in a row; tell the operator of a row that cannot be read."""
+    """Return the mapping in a row; write an audit line about a row that cannot be read."""
     try:
         return mapping_from_entity(entity)
     except StorageUnavailableError as error:
@@ -294,7 +295,7 @@ def _reported(entity: TableEntity) -> IdentityMapping:
 
 
 def _readable(entities: Iterable[TableEntity]) -> Iterator[IdentityMapping]:
-    """Yield the mappings of a page; a row that cannot be read must not hold up the others."""
+    """Yield the mappings of a page without the rows that cannot be read."""
     for entity in entities:
         with suppress(StorageUnavailableError):
             yield _reported(entity)
@@ -305,7 +306,7 @@ async def _pages_of(
     condition: str,
     **options: Any,  # noqa: ANN401 - the SDK's
 ) -> AsyncIterator[list[TableEntity]]:
-    # Azure may send an empty page before the last one; the iterator follows its continuation.
+    # An empty page need not be the last one; the iterator follows its continuation token.
     pages = table.query_entities(condition, results_per_page=PAGE_SIZE, **options).by_page()
 
     async def next_page() -> list[TableEntity]:
@@ -321,9 +322,9 @@ async def _pages_of(
 async def _attempt(
     call: Callable[[], Awaitable[Result]], attempts: int, *, seconds: float = ATTEMPT_SECONDS
 ) -> Result:
-    """Return what a call to Table Storage returns; try again what may pass.
+    """Return what a call to Table Storage returns; repeat it after a failure that may pass.
 
-    The SDK is told not to: it would sleep for as long as Retry-After says, without jitter.
+    The SDK's own retries are off: they would sleep for as long as Retry-After says, without jitter.
     """
     for attempt in range(attempts):
         try:
@@ -345,5 +346,5 @@ async def _attempt(
 
 
 def _code(exc: Exception) -> str | None:
-    """Return the table service's error code; create_entity leaves the attribute out."""
+    """Return the table service's error code; errors from create_entity have no such attribute."""
     return getattr(exc, "error_code", None)

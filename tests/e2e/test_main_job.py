@@ -112,7 +112,7 @@ async def test_same_mail_address_in_another_tenant(app: Client, running: Running
 
 
 async def test_user_is_read_and_created(app: Client, running: Running) -> None:
-    """GET reads, POST makes one if there is none, and a token is for the same identity."""
+    """GET reads the identity, POST creates it at first, and a token is for the same one."""
     token = running.somebody()
 
     absent = await app.get("/api/user", token)

@@ -68,7 +68,7 @@ def assert_problem(answer: Answer, status: int, code: str) -> None:
 async def test_authorization_header(
     app: Client, header: str | None, status: int, code: str
 ) -> None:
-    """Credentials that are none, not one, or not ours (RFC 6750, section 3)."""
+    """Credentials that are missing, more than one, or of another scheme (RFC 6750, section 3)."""
     answer = await app.get(
         "/api/token", headers={"Authorization": header} if header is not None else {}
     )

@@ -607,7 +607,7 @@ class TestRefusesPeopleAndApps:
     async def test_personal_accounts_are_no_organisation(
         self, keys: PublishedKeys, issuer: TokenIssuer, entra_settings: EntraSettings
     ) -> None:
-        """`*` means every organisation; personal accounts are none."""
+        """`*` means every organisation; personal accounts do not count as one."""
         validator = AccessTokenValidator(
             settings=replace(entra_settings, tenant_ids=None), keys=keys
         )
@@ -666,7 +666,7 @@ class TestRefusesPeopleAndApps:
     async def test_client(
         self, keys: PublishedKeys, issuer: TokenIssuer, entra_settings: EntraSettings
     ) -> None:
-        """Where the settings name client apps, others are refused, and so is none at all."""
+        """If the settings name client apps, others are refused, and so is a token without one."""
         allowed = replace(entra_settings, allowed_client_ids=frozenset({WEB_APP.client_id}))
         validator = AccessTokenValidator(settings=allowed, keys=keys)
 

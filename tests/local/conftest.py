@@ -37,7 +37,7 @@ def js() -> Path:
 async def entra(
     certificates: Certificates, entra_keys: list[SigningKey]
 ) -> AsyncIterator[EntraEmulator]:
-    """An Entra of one's own, over HTTPS."""
+    """An Entra for this test alone, over HTTPS."""
     emulator = EntraEmulator(keys=entra_keys)
     async with serve(emulator.application(), tls=certificates.server_context()) as url:
         emulator.url = url

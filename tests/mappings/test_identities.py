@@ -105,7 +105,7 @@ class TestGetOrCreate:
         assert 4 == len({mapping.acs_id for mapping in made})
 
     async def test_find(self, identities: Identities, store: Store, person: Person) -> None:
-        """Looking somebody up creates nothing; a row without an identity is none yet."""
+        """Looking somebody up creates nothing; a row without an identity does not count."""
         assert await identities.find(person) is None
         made = await identities.get_or_create(person)
         assert made == await identities.find(person)

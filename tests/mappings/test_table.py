@@ -570,7 +570,7 @@ class TestServerTime:
 
     @pytest.mark.parametrize("date", ["", "soon", "2026-01-01"])
     async def test_no_date(self, store: Store, date: str) -> None:
-        """An answer without a date that can be read is none to rely upon."""
+        """An answer whose date cannot be read is not relied upon."""
         store.faults.fail_next("table_read", headers={"Date": date}, times=3)
 
         with pytest.raises(StorageUnavailableError):
