@@ -69,7 +69,7 @@ class ServiceError(Exception):
 
 
 def invalid(message: str, target: str | None = None, **headers: str) -> ServiceError:
-    """Return the error for a body that does not do."""
+    """Return the error for a body that is not accepted."""
     return ServiceError(400, "ValidationError", message, target, **headers)
 
 
@@ -103,7 +103,7 @@ def check_version(request: web.Request, operation: Operation) -> None:
 
 
 async def members(request: web.Request) -> dict[str, Any]:
-    """Return the members of the body; none is as good as an empty object."""
+    """Return the members of the body; no body counts as an empty object."""
     body = await request.read()
     try:
         return json_object(json.loads(body or b"{}"))
@@ -129,7 +129,7 @@ def scopes_of(wanted: object, version: str) -> list[str]:
 
 
 def expiry_of(body: Mapping[str, Any]) -> int:
-    """Return when a token ends that is made now, for as many minutes as the body asks."""
+    """Return when a token expires that is issued now for as many minutes as the body asks."""
     minutes = body.get("expiresInMinutes")
     if minutes is None:
         minutes = LONGEST_MINUTES
@@ -154,7 +154,7 @@ def timestamp(moment: int) -> str:
 
 def entra_assignment(object_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Return the assignment of a user, a group or a tenant that a body describes."""
-    # Not observed, here and below: what is said of a member that does not do.
+    # Not observed, here and below: what is said of a member that is not accepted.
     if not isinstance(body.get("tenantId"), str):
         raise invalid("The tenantId field is required.", "tenantId")
     return {

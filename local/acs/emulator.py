@@ -378,7 +378,7 @@ class AcsEmulator:
 
 @functools.cache
 def _signing_key() -> rsa.RSAPrivateKey:
-    """Return the key of this process's emulators: to make one takes long."""
+    """Return the key of this process's emulators: making one takes long."""
     return rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 

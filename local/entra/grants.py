@@ -361,7 +361,7 @@ def client_info(user: User) -> str:
 
 
 def _requested_claims(form: Form, resource: App) -> dict[str, object]:
-    """Return the claims that a `claims` parameter has a say in.
+    """Return the claims that a `claims` parameter decides.
 
     A resource that no longer takes tokens from before a moment sends its clients here with that
     moment as an essential `nbf`; a client that can follow such a challenge says so in `xms_cc`.

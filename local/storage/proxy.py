@@ -1,4 +1,4 @@
-"""A proxy before Azurite's tables that can fail as Table Storage can, on command."""
+"""A proxy in front of Azurite's tables that can fail as Table Storage can, on command."""
 
 from __future__ import annotations
 
