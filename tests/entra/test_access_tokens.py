@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from shared.settings import EntraSettings
 
 OTHER_TENANT = "11111111-2222-4333-8444-555555555555"
+BAD_LIFETIME = "lifetime is zero, negative or over 28 hours"
 
 
 class PublishedKeys:
@@ -568,10 +569,10 @@ class TestRefusesClaims:
             pytest.param(-3600, -3600, -60, "expired", id="at the boundary"),
             pytest.param(0, 120, 3600, "not valid yet", id="not before in the future"),
             pytest.param(120, 0, 3600, "not valid yet", id="issued in the future"),
-            pytest.param(0, 0, 28 * 3600 + 61, "lifetime", id="over 28 hours"),
-            pytest.param(0, 50, 40, "lifetime", id="expires before it starts"),
-            pytest.param(50, 0, 40, "lifetime", id="expires before it is issued"),
-            pytest.param(0, 30, 30, "lifetime", id="never valid"),
+            pytest.param(0, 0, 28 * 3600 + 61, BAD_LIFETIME, id="over 28 hours"),
+            pytest.param(0, 50, 40, BAD_LIFETIME, id="expires before it starts"),
+            pytest.param(50, 0, 40, BAD_LIFETIME, id="expires before it is issued"),
+            pytest.param(0, 30, 30, BAD_LIFETIME, id="never valid"),
         ],
     )
     async def test_dates(
