@@ -1,4 +1,4 @@
-"""What a laptop runs in place of Azure: Entra, managed identity, ACS, tables, a functions host.
+"""Stand-ins for Entra, managed identity, ACS, Table Storage and the Functions host.
 
 Nothing here is deployed, and everything listens on loopback only. Its keys are worthless.
 """

@@ -37,17 +37,17 @@ async def _start() -> None:
     ):
         token = stack.entra.issue_access_token()
         print(f"""
-Ada of Contoso asks for an ACS token (her Entra token is good for an hour or more):
+Ada of Contoso asks for an ACS token (her Entra token is valid for at least an hour):
 
 curl -H 'Authorization: Bearer {token}' {host.url}/api/token
 
-Another one: python -m local token ada@contoso.example
+For another Entra token: python -m local token ada@contoso.example
 """)
         await _until_stopped(stack)
 
 
 async def _emulators() -> None:
-    """Keep the emulators up until Ctrl-C; the functions are served by Core Tools."""
+    """Keep the emulators up until Ctrl-C; Core Tools serve the functions."""
     async with emulators(fixed_ports=True) as stack:
         print("""
 Now, in another terminal:
@@ -85,11 +85,11 @@ def main() -> int:
     """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m local",
-        description="What a laptop runs in place of Azure.",
+        description="The local stack, which stands in for Azure.",
         epilog=WORTHLESS,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("start", help="the whole stack, on fixed ports, until Ctrl-C")
+    commands.add_parser("start", help="run the whole stack on fixed ports until Ctrl-C")
     commands.add_parser("emulators", help="the same without the functions, for `func start`")
     commands.add_parser("demo", help="show the main job on free ports, then stop")
     token = commands.add_parser("token", help="print an Entra access token from the running stack")

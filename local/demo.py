@@ -1,4 +1,4 @@
-"""The main job, shown: two people sign in, and get ACS tokens for their Entra tokens."""
+"""The demo: two people sign in with Entra, and get ACS tokens for their Entra tokens."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ REDIRECT_URI = "http://127.0.0.1:3000/"
 
 
 class DemoError(Exception):
-    """A step did not go as it should; the message says which, and how it went."""
+    """A step did not go as it should; the message says which, and what happened."""
 
 
 async def demo() -> None:
     """Start the stack on free ports, show the main job, and stop everything.
 
     Raises:
-        DemoError: a step went wrong. StackError, AzuriteError, NodeError: the stack does not start.
+        DemoError: a step went wrong.
+        StackError, AzuriteError, NodeError: the stack does not start.
     """
     started = time.monotonic()
     print("Starting the local stack: Entra, ACS, Azurite, a functions host ...", flush=True)
@@ -56,7 +57,7 @@ async def _demo(started: float) -> None:
         try:
             report = await host.printed('"event": "prune_')
         except TimeoutError:
-            raise DemoError("the prune timer left no report") from None
+            raise DemoError("the prune timer wrote no report") from None
         print(f"  {report[report.index('{') :]}\n")
 
 
@@ -74,11 +75,11 @@ class _Demo:
         asked = {"scopes": ["voip"], "expiresInMinutes": 90}
         second = await self._issue("POST", access_token, asked)
         if first["user"] != second["user"] or first["token"] == second["token"]:
-            raise DemoError("the second call gave another identity, or the same token")
+            raise DemoError("the second call returned another identity, or the same token")
         print("  The same identity, a new token.\n")
 
     async def refusals(self, user: User) -> None:
-        """Ask with tokens that are good for something else."""
+        """Ask with tokens that are valid, but not for this."""
         print("Refused, with a problem (RFC 9457) that says why:")
         foreign = await self._sign_in(user, EXPENSES_API)
         await self._refuse("a token for another API (wrong audience)", foreign, "invalid_token")
@@ -98,14 +99,14 @@ class _Demo:
 
     async def prune(self) -> None:
         """Run the timer now."""
-        print("The prune timer runs dry, and reports:")
+        print("The prune timer does a dry run, and reports:")
         url = self._functions.removesuffix("/") + "/admin/functions/prune_mappings"
         async with self._session.post(url, json={}) as response:
             if response.status != HTTPStatus.ACCEPTED:
                 raise DemoError(f"the prune timer did not run: status {response.status}")
 
     async def _sign_in(self, user: User, resource: App) -> str:
-        """Return an access token for an API: what a browser does, step by step."""
+        """Sign in as a browser does, and return an access token for an API."""
         verifier = secrets.token_urlsafe(32)
         challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest())
         asked = {
@@ -136,12 +137,12 @@ class _Demo:
 
     async def _redeem(self, user: User, **form: str) -> str:
         url = f"{self._entra}/{user.tenant.tenant_id}/oauth2/v2.0/token"
-        # Entra redeems the codes of single-page apps for their own pages only.
+        # Entra lets only a page in a browser redeem the code of a single-page app.
         headers = {"Origin": REDIRECT_URI.rstrip("/")} if "code" in form else {}
         async with self._session.post(url, data=form, headers=headers) as response:
             answer: dict[str, Any] = await response.json()
         if "access_token" not in answer:
-            raise DemoError(f"Entra gave no token: {answer.get('error_description')}")
+            raise DemoError(f"Entra returned no token: {answer.get('error_description')}")
         return str(answer["access_token"])
 
     async def _issue(
@@ -174,7 +175,7 @@ class _Demo:
 
 
 def _claims(token: str) -> dict[str, Any]:
-    """Read a token of the local ACS. Apps must not do this: its format is no contract."""
+    """Read a token of the local ACS. Apps must not do this: the format may change."""
     payload = token.split(".")[1]
     claims: dict[str, Any] = json.loads(base64.urlsafe_b64decode(payload + "=="))
     return claims

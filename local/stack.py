@@ -1,7 +1,7 @@
-"""Puts the stack together: the emulators in this process, Azurite and the functions host beside it.
+"""Starts the stack: the emulators in this process, Azurite and the functions host in their own.
 
-With access keys the stack speaks HTTP. With managed identity it speaks TLS throughout, nobody holds
-a key, and the tables take Entra tokens, as in Azure.
+With access keys, everything speaks HTTP. With managed identity, everything speaks TLS, there are no
+keys, and the tables take Entra tokens, as in Azure.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ STOP_SECONDS = 15
 
 
 class StackError(Exception):
-    """The stack does not start; the message tells why."""
+    """The stack does not start; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +65,16 @@ class Stack:
 
 @dataclass(frozen=True, slots=True)
 class FunctionsHost:
-    """A running functions host: where it answers, and what it printed so far."""
+    """A running functions host: its URL, and what it has printed so far."""
 
     url: str
     output: list[str] = field(repr=False)
 
     async def printed(self, text: str, *, seconds: float = 5) -> str:
-        """Return the first line that holds a text, waiting for it a little.
+        """Return the first line that holds a text, waiting until it is printed.
 
         Raises:
-            TimeoutError: it was not printed.
+            TimeoutError: it was not printed in time.
         """
         async with asyncio.timeout(seconds):
             while True:
@@ -91,11 +91,12 @@ async def emulators(
     """Run everything that the broker calls, while the context lasts.
 
     Args:
-        fixed_ports: those of the example settings, with blobs and queues for Core Tools.
-        managed_identity: TLS and Entra tokens throughout, in place of access keys.
+        fixed_ports: use the ports in the example settings, and serve blobs and queues for Core
+            Tools.
+        managed_identity: use TLS and Entra tokens instead of HTTP and access keys.
 
     Raises:
-        StackError, AzuriteError, NodeError: a port is taken, or Azurite cannot be had.
+        StackError, AzuriteError, NodeError: a port is taken, or Azurite does not start.
     """
     example: dict[str, Any] = json.loads(EXAMPLE.read_text("utf-8"))
     values = example["Values"]
@@ -151,7 +152,7 @@ async def emulators(
                     storage.table, tables.endpoint
                 ),
             }
-        if not fixed_ports:  # Those are the example's own.
+        if not fixed_ports:  # The example settings name the fixed ports.
             values["ENTRA_AUTHORITY_HOST"] = entra.url
             settings = Path(folder) / "local.settings.json"
             settings.write_text(json.dumps(example), "utf-8")
@@ -166,7 +167,7 @@ def _trust(certificates: Certificates | None) -> ssl.SSLContext | None:
 
 
 async def _create_tables(storage: Endpoints, certificates: Certificates | None) -> None:
-    """Create what the infrastructure creates in Azure; the broker itself never does."""
+    """Create the tables, which the Bicep creates in Azure; the broker itself never does."""
     verify = str(certificates.authority_file) if certificates else True
     async with TableServiceClient.from_connection_string(
         storage.connection_string, connection_verify=verify
@@ -183,8 +184,8 @@ async def functions_host(
     """Serve `function_app.py` on a stack while the context lasts.
 
     Args:
-        stack: what it calls.
-        settings: app settings that win over those of the stack.
+        stack: the emulators that it calls.
+        settings: app settings that override those of the stack.
         port: 0 takes a free one.
         echo: print what the host prints.
 
@@ -207,7 +208,7 @@ async def functions_host(
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         limit=1024 * 1024,
-        start_new_session=True,  # Ctrl-C is for us: we stop it in turn.
+        start_new_session=True,  # So Ctrl-C reaches only this process, which then stops the host.
     )
     output: list[str] = []
     ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()

@@ -1,1 +1,1 @@
-"""The ACS Identity service, as its SDKs see it."""
+"""An emulator of the ACS Identity service, for its SDKs."""

@@ -1,4 +1,4 @@
-"""Who may ask the ACS emulator for something: the holder of its key, or of an Entra token."""
+"""Authenticates requests to the ACS emulator: by its access key, or by an Entra token."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 def _audiences(uri: str, app_id: str) -> frozenset[str]:
-    """Return how tokens name a resource: v1 by its URI, v2 by its app id.
+    """Return the audiences of tokens for a resource: its URI in v1 tokens, its app id in v2 tokens.
 
-    The identity SDKs ask for a scope with a double slash, which leaves a slash after the URI.
+    The identity SDKs ask for a scope with a double slash, so the URI may end in a slash.
     """
     return frozenset({uri, f"{uri}/", app_id})
 
@@ -42,7 +42,7 @@ MAX_CLOCK_SKEW = timedelta(minutes=5)
 _SIGNATURE = re.compile(
     r"HMAC-SHA256 SignedHeaders=x-ms-date;host;x-ms-content-sha256&Signature=(?P<signature>\S+)"
 )
-# Reported of ACS's email API, with the same way to sign; not observed on the identity API.
+# Reported from ACS's email API, which is signed in the same way; not observed on the identity API.
 _SKEWED = (
     "The given request could not be resolved. The time difference between the originating client"
     " and the server is greater than the allowed margin of 5 minutes."
@@ -50,12 +50,12 @@ _SKEWED = (
 
 
 class DeniedError(Exception):
-    """The request does not show that it comes from someone with access to the resource."""
+    """The request does not prove that it has access to the resource."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EntraUser:
-    """A user, as an Entra token for one of ACS's own resources names them."""
+    """The user that an Entra token for one of ACS's own resources was issued for."""
 
     tenant_id: str
     object_id: str
@@ -66,17 +66,17 @@ class EntraUser:
 
 
 def check_signature(request: web.Request, body: bytes, *, access_key: str, now: datetime) -> None:
-    """Accept a request that was signed with the access key, as it came over the wire.
+    """Check that a request was signed with the access key.
 
     Raises:
-        DeniedError: the signature, the time or the hash of the body is not right.
+        DeniedError: the signature, the time or the hash of the body is wrong.
     """
     sent = _SIGNATURE.fullmatch(request.headers.get("Authorization", ""))
     date = request.headers.get("x-ms-date", "")
     content_hash = base64.b64encode(hashlib.sha256(body).digest()).decode()
     if sent is None or request.headers.get("x-ms-content-sha256") != content_hash:
         raise DeniedError(DENIED)
-    # The raw target counts: some clients send and sign "8%3Aacs%3A", others "8:acs:".
+    # The target is signed as sent: some clients send "8%3Aacs%3A", others "8:acs:".
     text = f"{request.method}\n{request.raw_path}\n{date};{request.host};{content_hash}"
     signature = hmac.digest(base64.b64decode(access_key), text.encode(), "sha256")
     if not hmac.compare_digest(signature, _decoded(sent["signature"])):
@@ -95,7 +95,7 @@ def verified_claims(
     """Return the claims of an Entra token, which must be for one of the audiences.
 
     Raises:
-        DeniedError: the token does not verify, or is for someone else.
+        DeniedError: the token is not valid, or is for another audience.
     """
     if verify is None:
         raise DeniedError(DENIED)
@@ -112,7 +112,7 @@ def entra_user(claims: Mapping[str, object]) -> EntraUser:
     """Return the user whom verified claims name.
 
     Raises:
-        DeniedError: the claims are those of an app, or incomplete.
+        DeniedError: the token is an app's own, or lacks a claim.
     """
     try:
         return EntraUser(
@@ -130,7 +130,7 @@ def entra_user(claims: Mapping[str, object]) -> EntraUser:
 def _text(claims: Mapping[str, object], name: str) -> str:
     value = claims[name]
     if not isinstance(value, str):
-        raise ValueError(name)  # noqa: TRY004 - one kind of error for all that is wrong with claims
+        raise ValueError(name)  # noqa: TRY004 - one type of error for everything wrong with claims
     return value
 
 

@@ -1,7 +1,7 @@
-"""How ACS Identity reads requests and words its errors.
+"""How ACS Identity reads requests, and what its errors say.
 
-Statuses, codes and messages are the service's own where they have been seen in recordings of it;
-where a comment says "not observed", they are a guess after their neighbours.
+Statuses, codes and messages are the service's own if they have been seen in recordings of it; if a
+comment says "not observed", they are guessed from similar ones.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ DENIED = "Denied by the resource provider."
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What one operation needs: an api-version that has it, room in its quota, and access.
+    """An operation, with the api-versions that have it, its quota, and who may call it.
 
-    With `for_users`, access is a user's own Entra token for one of those audiences. Without, it is
-    the resource's key or an Entra token for the identity API.
+    With `for_users`, that is a user with an Entra token for one of those audiences. Without, it is
+    the holder of the resource's key or of an Entra token for the identity API.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Operation:
 
 
 class ServiceError(Exception):
-    """An error that the service answers, in its envelope."""
+    """An error that the service answers with."""
 
     def __init__(
         self, status: int, code: str, message: str, target: str | None = None, **headers: str
@@ -69,12 +69,12 @@ class ServiceError(Exception):
 
 
 def invalid(message: str, target: str | None = None, **headers: str) -> ServiceError:
-    """Return the error for a body that is not accepted."""
+    """Return the error for a body that is not valid."""
     return ServiceError(400, "ValidationError", message, target, **headers)
 
 
 def of_status(status: int) -> ServiceError:
-    """Return the error that a status stands for."""
+    """Return the error for a status."""
     if status == HTTPStatus.UNAUTHORIZED:
         return ServiceError(status, "Denied", DENIED)
     # Not observed: the codes of other statuses.
@@ -83,13 +83,13 @@ def of_status(status: int) -> ServiceError:
 
 
 def check_version(request: web.Request, operation: Operation) -> None:
-    """Accept a request in an api-version that has the operation.
+    """Check that a request's api-version has the operation.
 
     Raises:
-        ServiceError: another version is asked for, or none.
+        ServiceError: it has not, or the request names no api-version.
     """
     version = request.query.get("api-version")
-    # One of the messages has been seen, the codes and the status have not: they are ASP.NET's.
+    # One of the messages has been seen. The codes and the status have not: they are ASP.NET's.
     if version is None:
         message = "An API version is required, but was not specified."
         raise ServiceError(400, "ApiVersionUnspecified", message)
@@ -119,17 +119,17 @@ def json_object(value: object) -> dict[str, Any]:
 
 
 def scopes_of(wanted: object, version: str) -> list[str]:
-    """Return the scopes that a body asks for, which must be known to the api-version."""
+    """Return the scopes that a body asks for, which the api-version must have."""
     if not wanted:
         raise invalid("Scopes: The Scopes field is required.", "Scopes")
     known = SCOPES | JOIN_SCOPES if version >= JOIN_SCOPES_SINCE else SCOPES
     if not isinstance(wanted, list) or not known.issuperset(map(str, wanted)):
-        raise invalid("Scopes: A scope is not known.", "Scopes")  # Not observed.
+        raise invalid("Scopes: A scope is unknown.", "Scopes")  # Not observed.
     return wanted
 
 
 def expiry_of(body: Mapping[str, Any]) -> int:
-    """Return when a token expires that is issued now for as many minutes as the body asks."""
+    """Return when a token issued now expires, given the minutes that the body asks for."""
     minutes = body.get("expiresInMinutes")
     if minutes is None:
         minutes = LONGEST_MINUTES
@@ -140,13 +140,13 @@ def expiry_of(body: Mapping[str, Any]) -> int:
             f"ExpiresInMinutes value {minutes} is invalid. Value must be within the"
             f" [{SHORTEST_MINUTES}, {LONGEST_MINUTES}] interval."
         )
-        versions = ", ".join(ALL_VERSIONS)  # Of the errors recorded, this one shows them.
+        versions = ", ".join(ALL_VERSIONS)  # Among the recorded errors, only this one has them.
         raise invalid(message, "ExpiresInMinutes", api_supported_versions=versions)
     return time.time_ns() + minutes * 60 * SECOND
 
 
 def timestamp(moment: int) -> str:
-    """Write a moment as .NET does: up to seven digits of the second, without trailing zeros."""
+    """Write a time as .NET does: up to seven decimals of the second, without trailing zeros."""
     seconds, rest = divmod(moment, SECOND)
     fraction = f".{rest // 100:07}".rstrip("0").rstrip(".")
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}{fraction}+00:00"
@@ -154,7 +154,7 @@ def timestamp(moment: int) -> str:
 
 def entra_assignment(object_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Return the assignment of a user, a group or a tenant that a body describes."""
-    # Not observed, here and below: what is said of a member that is not accepted.
+    # Not observed, here and below: the message about a member that is not valid.
     if not isinstance(body.get("tenantId"), str):
         raise invalid("The tenantId field is required.", "tenantId")
     return {
@@ -183,5 +183,5 @@ def _principal_type(body: Mapping[str, Any], *allowed: str) -> str:
 
 def _client_ids(value: object) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise invalid("The clientIds field is a list of app ids.", "clientIds")
+        raise invalid("The clientIds field must be a list of app ids.", "clientIds")
     return value

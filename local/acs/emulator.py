@@ -1,4 +1,4 @@
-"""ACS Identity, as far as a token broker and its callers use it."""
+"""An emulator of ACS Identity, as far as a token broker and its callers use it."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 RESOURCE_ID = "ac5ac5ac-0000-4000-8000-000000000001"
 
-# Requests in 30 seconds, as published. Whether the service's window slides is not observed, nor
+# Requests in 30 seconds, as published. Not observed: whether the service's window slides, and
 # whether a create with a token counts as an issue, too.
 PUBLISHED_QUOTAS = {"create": 1000, "issue": 1000, "delete": 500, "revoke": 500, "exchange": 500}
 QUOTA_WINDOW = 30.0
 
-# What the scopes of an Entra token become. Those of Teams are not observed; those for the clients
-# are named as in "https://communication.azure.com/clients/VoIP.Join".
+# The ACS scope for each scope of an Entra token. Those of Teams are not observed; those for the
+# clients are named as in "https://communication.azure.com/clients/VoIP.Join".
 TEAMS_SCOPES = {"Teams.ManageCalls": "voip", "Teams.ManageChats": "chat"}
 TEAMS_PHONE_SCOPES = {"TeamsExtension.ManageCalls": "voip"}
 CLIENT_SCOPES = {
@@ -44,7 +44,7 @@ CLIENT_SCOPES = {
     "VoIP.Join": "voip.join",
 }
 
-_NONE = Operation("", versions=())  # What asks for nothing of the service's.
+_NO_OPERATION = Operation("", versions=())  # Of requests to the emulator's own routes.
 _TEAMS_PHONE = Operation(
     "exchange_teams_extension", SINCE_TEAMS_PHONE, "exchange", for_users=auth.TEAMS
 )
@@ -60,7 +60,7 @@ _ROUTES: list[tuple[str, str, Operation, Callable[[AcsEmulator, web.Request], An
 
 
 def _serves(method: str, path: str, operation: Operation) -> Callable[[_Method], _Method]:
-    """Note what a method of the emulator answers; a method may answer several."""
+    """Register an operation that a method of the emulator serves; it may serve several."""
 
     def register(function: _Method) -> _Method:
         _ROUTES.append((method, path, operation, function))
@@ -71,21 +71,21 @@ def _serves(method: str, path: str, operation: Operation) -> Callable[[_Method],
 
 @dataclass(slots=True)
 class Identity:
-    """An identity, and the ids of those of its tokens that were not revoked."""
+    """An identity, and the ids of its tokens that have not been revoked."""
 
     id: str
     tokens: set[str] = field(default_factory=set)
 
 
 class AcsEmulator:
-    """One ACS resource. What it holds may be read and changed by tests.
+    """One ACS resource. Tests may read and change what it holds.
 
     Args:
-        access_key: in base64; opens the identity API by signature.
-        verify_bearer: returns the claims of a good Entra token, raises ValueError for others; the
-            audience is checked here. None: no Entra token is accepted.
-        resource_id: the resource's immutable id, part of every identity.
-        quotas: how many requests 30 seconds have room for, where other than published.
+        access_key: the key that requests are signed with, in base64.
+        verify_bearer: returns the claims of a valid Entra token, and raises ValueError for others;
+            the audience is checked here. None: no Entra token is accepted.
+        resource_id: the resource's immutable id, which is a part of every identity's id.
+        quotas: how many requests are allowed in 30 seconds, if other than published.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class AcsEmulator:
         return app
 
     def token_is_valid(self, token: str) -> bool:
-        """Tell whether a token was issued here, has time left, and was not revoked."""
+        """Return whether a token was issued here, has not expired, and was not revoked."""
         try:
             claims = jwt.decode(token, self._signing_key.public_key(), algorithms=["RS256"])
         except jwt.InvalidTokenError:
@@ -141,13 +141,13 @@ class AcsEmulator:
         return identity is not None and claims["jti"] in identity.tokens
 
     def _operation(self, request: web.Request) -> Operation:
-        return self._operations.get(request.match_info.handler, _NONE)
+        return self._operations.get(request.match_info.handler, _NO_OPERATION)
 
     @web.middleware
     async def _gate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         operation = self._operation(request)
         try:
-            if operation is not _NONE:
+            if operation is not _NO_OPERATION:
                 await self._admit(request, operation)
             return await handler(request)
         except ServiceError as exc:
@@ -155,7 +155,7 @@ class AcsEmulator:
         except auth.DeniedError as exc:
             return ServiceError(401, "Denied", str(exc)).response()
         except web.HTTPException as exc:
-            # Not observed: what the service says of a path or method that it does not know.
+            # Not observed: what the service says about a path or method that it does not know.
             return contract.of_status(exc.status).response()
 
     async def _admit(self, request: web.Request, operation: Operation) -> None:
@@ -189,7 +189,7 @@ class AcsEmulator:
     async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
         """Add what the service sends with every answer, except Strict-Transport-Security.
 
-        A browser would hold that one against everything else that a developer runs on loopback.
+        A browser would apply that header to everything else that a developer runs on loopback.
         """
         response.headers["MS-CV"] = f"{secrets.token_urlsafe(16)}.0"
         response.headers["Request-Context"] = "appId="
@@ -206,7 +206,7 @@ class AcsEmulator:
     async def _create(self, request: web.Request) -> web.Response:
         body = await contract.members(request)
         if body.get("customId") is not None:
-            raise contract.invalid("This emulator has no customId.", "customId")
+            raise contract.invalid("This emulator does not support customId.", "customId")
         wanted = body.get("createTokenWithScopes")
         scopes = contract.scopes_of(wanted, request.query["api-version"]) if wanted else []
         expires = contract.expiry_of(body)
@@ -239,7 +239,7 @@ class AcsEmulator:
 
     @_serves("POST", "identities/{id}/:revokeAccessTokens", Operation("revoke", quota="revoke"))
     async def _revoke(self, request: web.Request) -> web.Response:
-        # The service takes up to 15 minutes for what happens here at once.
+        # In the service this takes up to 15 minutes.
         self._identity(request).tokens.clear()
         return web.Response(status=204)
 
@@ -339,7 +339,7 @@ class AcsEmulator:
         try:
             return self.identities[request.match_info["id"]]
         except KeyError as exc:
-            # Not observed: what an unknown or deleted identity, or another resource's, gets.
+            # Not observed: the answer for an identity that is unknown or of another resource.
             raise ServiceError(404, "NotFound", "Identity was not found.") from exc
 
     def _exchange(
@@ -355,8 +355,8 @@ class AcsEmulator:
 
     def _token(self, identity: Identity, scopes: Iterable[str], expires: int) -> dict[str, str]:
         issued_at = int(time.time())
-        # The service's tokens were not seen with a jti. It tells the tokens of one second apart,
-        # of which one may be revoked and the next not.
+        # No jti has been seen in the service's tokens. Here it distinguishes tokens issued in the
+        # same second, one of which may be revoked.
         token_id = secrets.token_urlsafe(8)
         claims = {
             "skypeid": identity.id.removeprefix("8:"),
@@ -378,12 +378,12 @@ class AcsEmulator:
 
 @functools.cache
 def _signing_key() -> rsa.RSAPrivateKey:
-    """Return the key of this process's emulators: making one takes long."""
+    """Return the key that all emulators of this process share: making one takes long."""
     return rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 
 def _admits(assignment: Mapping[str, Any], user: auth.EntraUser) -> bool:
-    """Tell whether an assignment lets the user in, with the app they use."""
+    """Return whether an assignment admits the user, with the app that they use."""
     principals = {"user": {user.object_id}, "tenant": {user.tenant_id}, "group": user.groups}
     return (
         assignment["objectId"] in principals[assignment["principalType"]]
@@ -398,7 +398,7 @@ async def _one_assignment(
     key: _Key,
     make: Callable[[Mapping[str, Any]], dict[str, Any]],
 ) -> web.Response:
-    """Read, put or delete one assignment; to delete one that is not there is fine."""
+    """Read, put or delete one assignment; deleting one that does not exist is no error."""
     if request.method == "DELETE":
         assignments.pop(key, None)
         return web.Response(status=204)

@@ -1,1 +1,1 @@
-"""Entra and its managed identities, as the SDKs see them."""
+"""Emulators of Entra and managed identity, for their SDKs."""

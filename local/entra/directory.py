@@ -1,4 +1,4 @@
-"""Who and what the local Entra knows: two tenants, their people, and the apps.
+"""The directory of the local Entra: two tenants, their users, and apps.
 
 The ids of Microsoft's own apps are the real ones. Everything else is made up, and every secret here
 is worthless.
@@ -25,7 +25,7 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A person's object in one tenant; a guest's also names the account they come from."""
+    """A user object in one tenant; a guest's also names the account in the home tenant."""
 
     tenant: Tenant
     object_id: str
@@ -42,17 +42,17 @@ class User:
 
     @property
     def account(self) -> User:
-        """Return the account that signs in: for a guest, the one at home."""
+        """Return the account that signs in: a guest's is in the home tenant."""
         return self.guest_of or self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class App:
-    """A registration: what it exposes as an API, and how it authenticates as a client.
+    """An app registration: what it exposes as an API, and how it authenticates as a client.
 
-    `tenant` is its home, None for Microsoft's own. `platform` is the kind of its redirect URIs, all
-    of them on loopback; None means that nobody signs in to it. Whoever holds a token with the
-    subject `federated_subject` may act as this app.
+    `tenant` is its home tenant, None for Microsoft's own apps. `platform` is the type of its
+    redirect URIs, all of them on loopback; None means that users cannot sign in to it. A token with
+    the subject `federated_subject` authenticates the app.
     """
 
     client_id: str
@@ -70,7 +70,7 @@ class App:
     app_roles: tuple[str, ...] = ()
 
     def is_in(self, tenant: Tenant) -> bool:
-        """Tell whether the app can be used in a tenant."""
+        """Return whether the app can be used in a tenant."""
         return self.multi_tenant or self.tenant in {None, tenant}
 
     def principal_in(self, tenant: Tenant) -> str:
@@ -80,7 +80,7 @@ class App:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ManagedIdentity(App):
-    """An app whose credentials Azure keeps."""
+    """An app whose credentials Azure manages."""
 
     tenant: Tenant
     principal_id: str
@@ -93,7 +93,7 @@ class ManagedIdentity(App):
 
 @dataclass(frozen=True, slots=True)
 class Directory:
-    """All of it, with the look-ups that Entra makes."""
+    """All tenants, users and apps, with Entra's ways to look them up."""
 
     tenants: tuple[Tenant, ...]
     users: tuple[User, ...]
@@ -111,18 +111,18 @@ class Directory:
         return next((user for user in self.users if user.user_name == user_name.lower()), None)
 
     def user_in(self, tenant: Tenant, account: User) -> User | None:
-        """Find the object of an account in a tenant: its own, or a guest's."""
+        """Find the user object of an account in a tenant: the account itself, or a guest."""
         found = (user for user in self.users if (user.tenant, user.account) == (tenant, account))
         return next(found, None)
 
     def app(self, name: str) -> App | None:
-        """Find an app by client id or URI; a trailing slash does not count."""
+        """Find an app by client id or URI, ignoring trailing slashes."""
         wanted = name.rstrip("/")
         return next((app for app in self.apps if wanted in {app.client_id, *app.uris}), None)
 
 
 def is_loopback(url: str) -> bool:
-    """Tell whether a URL leads back to this computer: the only redirect URI that is accepted."""
+    """Return whether a URL is on loopback: only such redirect URIs are accepted."""
     try:
         parts = urlsplit(url)
         host = parts.hostname

@@ -1,4 +1,4 @@
-"""Microsoft Entra, as far as a sign-in, a token broker and their tests can see of it."""
+"""An emulator of Microsoft Entra, as far as a sign-in, a token broker and their tests use it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SESSION_COOKIE = "ESTSAUTH"
 
 
 class EntraEmulator(Grants):
-    """Serves tenants, keys, sign-in and tokens; `url` must be set before the first request."""
+    """Serves metadata, keys, sign-in and tokens; `url` must be set before the first request."""
 
     def __init__(
         self, directory: Directory = DIRECTORY, *, keys: Iterable[SigningKey] = ()
@@ -109,10 +109,10 @@ class EntraEmulator(Grants):
         return web.json_response(self.key_set(tenant, version=version))
 
     async def _instance(self, request: web.Request) -> web.Response:
-        """Tell MSAL that this host is an authority, and where a tenant's metadata is."""
+        """Answer MSAL's instance discovery: this host is an authority."""
         asked = urlsplit(required(request.query, "authorization_endpoint"))
         own = urlsplit(self.url)
-        # MSAL for Python leaves the port out.
+        # MSAL for Python leaves out the port.
         if asked.netloc not in {own.netloc, own.hostname}:
             raise EntraError("invalid_instance", 50049, "Unknown or invalid instance.")
         tenant = asked.path.split("/")[1]
@@ -131,14 +131,14 @@ class EntraEmulator(Grants):
     # Sign-in.
 
     async def _authorize(self, request: web.Request) -> web.Response:
-        """Ask who signs in, unless the browser's session says so, and go back with a code."""
+        """Ask who signs in, unless the browser has a session, and redirect with a code."""
         params = {**request.query, **await _form(request)}
         try:
             tenant = self.tenant(request.match_info["tenant"])
             client = self.client(params, tenant)
             redirect_uri = _redirect_uri(params, known=client.platform is not None)
         except EntraError as exc:
-            return message_page("That did not work", str(exc), status=exc.status)
+            return message_page("Sign-in failed", str(exc), status=exc.status)
         try:
             _check(params)
             Wanted.parse(required(params, "scope"), self.directory, tenant)
@@ -152,7 +152,7 @@ class EntraEmulator(Grants):
     def _signed_in(
         self, user: User, client: App, redirect_uri: str, params: Mapping[str, str]
     ) -> web.Response:
-        """Remember the browser, and go back with a code."""
+        """Start a session for the browser, and redirect with a code."""
         nonce, challenge = params.get("nonce", ""), params["code_challenge"]
         code = self.new_code(SignIn(user, client, params["scope"], redirect_uri, nonce, challenge))
         answer = {"code": code, "client_info": client_info(user)}
@@ -160,14 +160,14 @@ class EntraEmulator(Grants):
         session = secrets.token_urlsafe(32)
         self._sessions[session] = user.account
         response = _go_back(redirect_uri, params, answer)
-        # Over TLS, a page of another origin may sign in silently in a frame.
+        # With SameSite=None, which needs TLS, a page of another origin can sign in in a frame.
         secure = self.url.startswith("https:")
         site = "None" if secure else "Lax"
         response.set_cookie(SESSION_COOKIE, session, secure=secure, httponly=True, samesite=site)
         return response
 
     def _choices(self, tenant: Tenant | None) -> list[User]:
-        """Return who can sign in: those in the tenant, or everyone where they are at home."""
+        """Return who can sign in: the users of the tenant or, without one, all but guests."""
         if tenant is None:
             return [user for user in self.directory.users if user.guest_of is None]
         return [user for user in self.directory.users if user.tenant == tenant]
@@ -175,7 +175,7 @@ class EntraEmulator(Grants):
     def _who(
         self, request: web.Request, params: Mapping[str, str], tenant: Tenant | None
     ) -> User | None:
-        """Return who has just been chosen or is signed in, None where a page must ask."""
+        """Return the user who was chosen or is signed in already, or None to show the page."""
         choices = self._choices(tenant)
         chosen = (user for user in choices if user.object_id == params.get("account"))
         user = next(chosen, None)
@@ -200,7 +200,7 @@ class EntraEmulator(Grants):
         return response
 
     async def _consent(self, request: web.Request) -> web.Response:
-        """Agree, as an administrator would after reading the page."""
+        """Grant consent, as an administrator would on Entra's page."""
         tenant = self.tenant(request.match_info["tenant"]) or self.directory.tenants[0]
         self.client(request.query, tenant)
         redirect_uri = _redirect_uri(request.query, known=True)
@@ -225,7 +225,7 @@ class EntraEmulator(Grants):
         return web.json_response({"kid": kid})
 
     async def _issue(self, request: web.Request) -> web.Response:
-        """Issue the access token that a JSON object describes: `issue_access_token` over HTTP."""
+        """Issue the access token that a JSON object describes; `issue_access_token` over HTTP."""
         body: dict[str, Any] = await request.json() if request.can_read_body else {}
         try:
             if "lifetime" in body:
@@ -235,10 +235,10 @@ class EntraEmulator(Grants):
             if client and resource:
                 token = self.issue_access_token(client=client, resource=resource, **body)
                 return web.json_response({"access_token": token})
-            reason = "there is no such app"
+            reason = "the app or the audience is unknown"
         except (LookupError, TypeError) as exc:
             reason = str(exc)
-        return web.Response(status=400, text=f"No such token can be issued: {reason}\n")
+        return web.Response(status=400, text=f"This token cannot be issued: {reason}\n")
 
     # Errors.
 
@@ -289,7 +289,7 @@ def _redirect_uri(params: Mapping[str, str], *, known: bool) -> str:
 
 
 def _check(params: Mapping[str, str]) -> None:
-    """Refuse what Entra refuses of a public client's request, no matter who signs in."""
+    """Refuse the requests of public clients that Entra refuses for any user."""
     response_type = required(params, "response_type")
     if response_type != "code":
         message = f"response_type '{response_type}' is not enabled for the application."
@@ -305,7 +305,7 @@ def _check(params: Mapping[str, str]) -> None:
 def _go_back(
     redirect_uri: str, params: Mapping[str, str], answer: Mapping[str, str]
 ) -> web.Response:
-    """Send the browser back to the app with an answer, in the way the app has asked for."""
+    """Send the browser back to the app with an answer, in the mode that the app asked for."""
     answer = {**answer, "state": params["state"]} if "state" in params else answer
     mode = params.get("response_mode", "query")
     if mode == "form_post":

@@ -1,6 +1,6 @@
-"""What the local Entra's token endpoint decides: who asks, for what, on which grounds.
+"""The token endpoint of the local Entra: authenticates clients, and checks and redeems grants.
 
-The AADSTS numbers are Entra's; the sentences after them are shorter than Entra's.
+The AADSTS numbers are Entra's; the messages after them are shorter than Entra's.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ CODE_LIFETIME = timedelta(minutes=10)
 
 
 class EntraError(Exception):
-    """Entra says no: an OAuth error, the AADSTS number, a sentence."""
+    """An error of Entra's: an OAuth error code, an AADSTS number and a message."""
 
     def __init__(self, error: str, number: int, message: str) -> None:
         super().__init__(f"AADSTS{number}: {message}")
@@ -66,13 +66,13 @@ class EntraError(Exception):
         }
 
     def redirected(self) -> dict[str, str]:
-        """Return the error as an app is told of it in a redirect."""
+        """Return the error as the parameters of a redirect to the app."""
         return {"error": self.error, "error_description": str(self)}
 
 
 @dataclass(frozen=True, slots=True)
 class SignIn:
-    """A user signed in at a client, and what the client said when it asked for that."""
+    """A user's sign-in to a client, and the parameters of the client's request."""
 
     user: User
     client: App
@@ -85,7 +85,7 @@ class SignIn:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a `scope` parameter asks for: permissions of one resource, beside OpenID Connect's."""
+    """What a `scope` parameter asks for: permissions of one resource, and OpenID Connect scopes."""
 
     resource: App
     audience: str
@@ -97,11 +97,11 @@ class Wanted:
         """Read the parameter.
 
         Raises:
-            EntraError: for more than one resource, an unknown one, or an unknown permission.
+            EntraError: it names more than one resource, an unknown one, or an unknown permission.
         """
         names = dict.fromkeys(scope.split())
         openid = OPENID_SCOPES & names.keys()
-        # A permission without a resource is one of Microsoft Graph's.
+        # A permission without a resource belongs to Microsoft Graph.
         pairs = [name.rpartition("/") for name in names if name not in OPENID_SCOPES]
         audiences = {audience or GRAPH.uris[0] for audience, _, _ in pairs} or {GRAPH.uris[0]}
         if len(audiences) > 1:
@@ -127,7 +127,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class TokenRequest:
-    """A request to the token endpoint, once it is known who asks."""
+    """A request to the token endpoint, with its client authenticated."""
 
     client: App
     authentication: str
@@ -136,7 +136,7 @@ class TokenRequest:
 
 
 class Grants(TokenIssuer):
-    """Remembers sign-ins, and exchanges what clients hold for tokens."""
+    """Remembers sign-ins, and issues tokens for clients' grants."""
 
     def __init__(
         self, directory: Directory = DIRECTORY, *, keys: Iterable[SigningKey] = ()
@@ -149,7 +149,7 @@ class Grants(TokenIssuer):
         """Return the tenant of a URL's first segment, None for "organizations" and "common".
 
         Raises:
-            EntraError: for a tenant that is not here.
+            EntraError: there is no such tenant.
         """
         tenant = self.directory.tenant(name)
         if tenant is None and name not in ANY_TENANT:
@@ -160,7 +160,7 @@ class Grants(TokenIssuer):
         """Return the app that a request names.
 
         Raises:
-            EntraError: if it is not in the tenant.
+            EntraError: the app is not in the tenant.
         """
         client_id = required(form, "client_id")
         app = self.directory.app(client_id)
@@ -187,7 +187,7 @@ class Grants(TokenIssuer):
             cross_origin: whether it came from a page in a browser.
 
         Raises:
-            EntraError: with what Entra says.
+            EntraError: Entra refuses such a request.
         """
         tenant = self.tenant(tenant_name)
         grants = {
@@ -212,7 +212,7 @@ class Grants(TokenIssuer):
         )
 
     def _authenticate(self, client: App, form: Form) -> str:
-        """Return how a client has proved who it is, as `azpacr` has it."""
+        """Return how a client has authenticated, as the value of `azpacr`."""
         secret, assertion = form.get("client_secret"), form.get("client_assertion")
         if client.platform and (secret or assertion):
             raise EntraError("invalid_client", 700025, "Client is public: it has no secret.")
@@ -229,7 +229,7 @@ class Grants(TokenIssuer):
         return CLIENT_SECRET
 
     def _check_client_assertion(self, client: App, assertion: str) -> None:
-        """Accept a token of this Entra for the subject that the client trusts, nothing else."""
+        """Check that an assertion is this Entra's token for the subject that the client trusts."""
         claims = self._claims_of(assertion, "invalid_client", bad=700027, expired=700024)
         no_match = "No matching federated identity record found for the assertion's"
         if claims.get("aud") not in {TOKEN_EXCHANGE.client_id, *TOKEN_EXCHANGE.uris}:
@@ -259,7 +259,7 @@ class Grants(TokenIssuer):
         sign_in = self._refresh_tokens.get(required(request.form, "refresh_token"))
         if sign_in is None or sign_in.client != request.client:
             raise _invalid_grant(9002313, "Invalid request. Request is malformed or invalid.")
-        # Only the first ID token answers the nonce, and a refresh token leads to the next one.
+        # Only the first ID token has the nonce. Each refresh returns another refresh token.
         asked = request.form.get("scope")
         scope = f"{asked} offline_access" if asked else sign_in.scope
         return self._tokens_of_user(request, replace(sign_in, scope=scope, nonce=""))
@@ -310,7 +310,7 @@ class Grants(TokenIssuer):
         if "openid" in wanted.openid:
             answer["id_token"] = self.issue_id_token(user, sign_in.client, nonce=sign_in.nonce)
         if "offline_access" in wanted.openid:
-            # As at Entra, the refresh token this one replaces stays good.
+            # As in Entra, the refresh token that this one replaces stays valid.
             answer["refresh_token"] = token = f"1.{secrets.token_urlsafe(64)}"
             self._refresh_tokens[token] = sign_in
         if request.form.get("client_info") == "1":
@@ -345,7 +345,7 @@ def required(form: Form, name: str) -> str:
     """Return a parameter.
 
     Raises:
-        EntraError: if it is missing.
+        EntraError: it is missing.
     """
     value = form.get(name)
     if not value:
@@ -355,7 +355,7 @@ def required(form: Form, name: str) -> str:
 
 
 def client_info(user: User) -> str:
-    """Return what MSAL names an account by: its ids at home."""
+    """Return the ids by which MSAL names an account: those in its home tenant."""
     ids = {"uid": user.account.object_id, "utid": user.account.tenant.tenant_id}
     return base64url(json.dumps(ids).encode())
 
@@ -363,8 +363,8 @@ def client_info(user: User) -> str:
 def _requested_claims(form: Form, resource: App) -> dict[str, object]:
     """Return the claims that a `claims` parameter decides.
 
-    A resource that no longer takes tokens from before a moment sends its clients here with that
-    moment as an essential `nbf`; a client that can follow such a challenge says so in `xms_cc`.
+    A resource that refuses tokens from before some time sends its clients here with that time as an
+    essential `nbf`. A client that can handle such a challenge says so in `xms_cc`.
     """
     try:
         asked = json.loads(form.get("claims") or "{}").get("access_token", {})

@@ -1,4 +1,4 @@
-"""The managed identity endpoint that App Service puts beside a function app."""
+"""An emulator of App Service's managed identity endpoint."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ LIFETIME = timedelta(hours=24)
 
 
 class ManagedIdentityEmulator:
-    """Issues an Entra's app-only tokens to those who know the secret in `X-IDENTITY-HEADER`.
+    """Issues app-only tokens to requests with the right secret in `X-IDENTITY-HEADER`.
 
-    A process finds it by `IDENTITY_ENDPOINT` = `endpoint` and `IDENTITY_HEADER` = the secret. The
-    one operation is `token`.
+    An app's environment has `IDENTITY_ENDPOINT` set to `endpoint`, and `IDENTITY_HEADER` to the
+    secret. The only operation is `token`.
     """
 
     def __init__(self, entra: TokenIssuer, secret: str) -> None:
@@ -79,7 +79,7 @@ class ManagedIdentityEmulator:
 
 
 def _identity(request: web.Request) -> ManagedIdentity | None:
-    """Return the identity that a request names, the system-assigned one if it names none."""
+    """Return the identity that a request names; by default, the system-assigned one."""
     kinds = ("client_id", "object_id", "mi_res_id")
     names = {request.query[kind].lower() for kind in kinds if kind in request.query}
     if not names:

@@ -1,4 +1,4 @@
-"""The pages of the local Entra: choose who you are, return a form, read an error."""
+"""The pages of the local Entra: sign-in, the form that returns a code, and messages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _source(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-# form-action is left open on purpose: browsers apply it to the redirect that follows, too.
+# No form-action: browsers would apply it to the redirect that follows, too.
 _POLICY = "; ".join(
     [
         "default-src 'none'",
@@ -40,7 +40,7 @@ _POLICY = "; ".join(
 
 
 def sign_in_page(users: Iterable[User], params: Mapping[str, str], *, app: str) -> web.Response:
-    """Ask who is signing in to an app; `params` come back with the answer."""
+    """Return the page that asks who signs in; `params` are sent back with the answer."""
     hint = params.get("login_hint", "").lower()
     buttons = "".join(
         f'<button name="account" value="{escape(user.object_id)}"'
@@ -60,7 +60,7 @@ def sign_in_page(users: Iterable[User], params: Mapping[str, str], *, app: str) 
 
 
 def form_post_page(url: str, params: Mapping[str, str]) -> web.Response:
-    """Send the browser back to an app with a POST."""
+    """Return the page that sends the browser back to an app with a POST."""
     body = (
         f'<form method="post" action="{escape(url)}">{_hidden(params)}'
         "<noscript><button>Continue</button></noscript></form>"
@@ -70,7 +70,7 @@ def form_post_page(url: str, params: Mapping[str, str]) -> web.Response:
 
 
 def message_page(title: str, message: str, *, status: int = 200) -> web.Response:
-    """Tell the person at the browser something."""
+    """Return a page with a message to the user."""
     return _page(title, f"<h1>{escape(title)}</h1><p>{escape(message)}</p>", status=status)
 
 

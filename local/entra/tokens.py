@@ -1,7 +1,7 @@
-"""What the local Entra signs: its keys, how it publishes them, and the tokens it issues with them.
+"""The keys of the local Entra, and the tokens that it signs with them.
 
-The claims are those of Entra's access token reference, with made-up values where Entra's mean
-nothing to others (`aio`, `rh`, `uti`).
+The claims are those of Entra's access token reference; those that only Entra itself can read
+(`aio`, `rh`, `uti`) have random values.
 """
 
 from __future__ import annotations
@@ -33,16 +33,14 @@ if TYPE_CHECKING:
     JWK = dict[str, Any]
 
 CLOUD = "microsoftonline.com"
-BACKDATED = timedelta(
-    minutes=5
-)  # Entra dates its tokens back by as much, for clocks that are slow.
+BACKDATED = timedelta(minutes=5)  # As in Entra, to allow for slow clocks.
 KEYS_AT_START = 2
 PUBLIC_CLIENT, CLIENT_SECRET, CLIENT_ASSERTION = "0", "1", "2"  # The values of `azpacr`.
 
 
 @dataclass(frozen=True, slots=True)
 class SigningKey:
-    """A key with the id and the JWK members it is published under."""
+    """A private key, with the key id and the JWK members that are published for it."""
 
     private_key: rsa.RSAPrivateKey = field(repr=False)
     kid: str
@@ -50,7 +48,7 @@ class SigningKey:
 
     @classmethod
     def generate(cls) -> SigningKey:
-        """Make a key as Entra's are: 2048 bits, named after its self-signed certificate."""
+        """Make a key like Entra's: 2048 bits, with the thumbprint of its certificate as key id."""
         private_key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Local Entra, worthless")])
         now = datetime.now(UTC)
@@ -67,7 +65,7 @@ class SigningKey:
         return cls(private_key, thumbprint, {"x5t": thumbprint, "x5c": chain})
 
     def jwk(self, **members: object) -> JWK:
-        """Return the public key, with these members and then its own; None leaves one out."""
+        """Return the public key with these members, which its own override; None leaves one out."""
         numbers = self.private_key.public_key().public_numbers()
         jwk = {
             "kty": "RSA",
@@ -82,9 +80,9 @@ class SigningKey:
 
 
 class TokenIssuer:
-    """Signs tokens for the people and apps of a directory, and publishes the keys for it.
+    """Issues tokens to the users and apps of a directory, and publishes the signing keys.
 
-    It makes its own keys, which takes a moment, unless it is given some.
+    Unless it is given keys, it makes its own, which takes a moment.
     """
 
     def __init__(
@@ -96,22 +94,22 @@ class TokenIssuer:
 
     @property
     def keys(self) -> list[SigningKey]:
-        """The published keys, made when first asked for. The first one signs."""
+        """The published keys, made on first use. The first one signs."""
         if not self._keys:
             self._keys.extend(SigningKey.generate() for _ in range(KEYS_AT_START))
         return self._keys
 
     def roll_keys(self, keep: int = 1, *, new: SigningKey | None = None) -> str:
-        """Sign with a new key from now on, withdraw all but `keep` older ones, return its id."""
+        """Sign with a new key from now on, keep only `keep` older ones, and return the new id."""
         self._keys = [new or SigningKey.generate(), *self.keys[:keep]]
         return self._keys[0].kid
 
     def publish_key(self, private_key: rsa.RSAPrivateKey, *, kid: str, **members: object) -> None:
-        """Publish a key that signs only where asked to; a JWK member given as None is left out."""
+        """Publish a key that signs only on request; a JWK member that is None is left out."""
         self.keys.append(SigningKey(private_key, kid, members))
 
     def withdraw_key(self, kid: str) -> None:
-        """Publish a key no more."""
+        """Stop publishing a key."""
         self._keys = [key for key in self.keys if key.kid != kid]
 
     def key_set(self, tenant: Tenant | None, *, version: int = 2) -> dict[str, list[JWK]]:
@@ -123,7 +121,7 @@ class TokenIssuer:
         return {"keys": keys}
 
     def issuer(self, tenant_id: str, *, version: int = 2) -> str:
-        """Return the issuer of a tenant's tokens. That of version 1 is Microsoft's, even here."""
+        """Return the issuer of a tenant's tokens; in version 1, the real Entra's is used."""
         v1 = f"https://sts.windows.net/{tenant_id}/"
         return v1 if version == 1 else f"{self.url}/{tenant_id}/v2.0"
 
@@ -147,20 +145,20 @@ class TokenIssuer:
 
         Args:
             user: a user name; None for an app-only token.
-            client: the app the token is issued to.
-            resource: the app it is meant for, which decides about `version` unless that is given.
-            audience: how the resource was asked for; of interest in version 1.
-            scopes: delegated permissions, all the resource has unless given.
-            tenant: where an app-only token comes from, unless it is the client's home.
+            client: the app that the token is issued to.
+            resource: the app that it is meant for.
+            audience: the name by which the resource was requested; used in version 1.
+            scopes: delegated permissions; by default, all that the resource has.
+            tenant: the tenant of an app-only token; by default, the client's own.
             authentication: the value of `azpacr`.
-            version: 1 or 2.
-            lifetime: from now on; otherwise as Entra does it, at random around 75 minutes.
-            claims: to add or replace; None removes one.
+            version: 1 or 2; by default, the one that the resource is registered for.
+            lifetime: counted from now; by default random, 60 to 90 minutes, as in Entra.
+            claims: claims to add or replace; None removes one.
             header: members of the header to add or replace; None removes one.
-            key: to sign with, in place of the current key.
+            key: signs instead of the current key.
 
         Raises:
-            LookupError: if there is no such user.
+            LookupError: there is no such user.
         """
         version = version or resource.token_version
         person = self._user(user)
@@ -184,7 +182,7 @@ class TokenIssuer:
         return self.sign({**thumbprint, **(header or {})}, {**issued, **(claims or {})}, key=key)
 
     def issue_id_token(self, user: User, client: App, *, nonce: str = "") -> str:
-        """Return an ID token: who signed in, for the client app itself."""
+        """Return an ID token, which tells the client app who signed in."""
         claims = self._issued_claims(user.tenant, timedelta(hours=1), version=2)
         claims |= {"aud": client.client_id, "nonce": nonce or None}
         return self.sign({}, claims | _user_claims(user, client, client, version=2))
@@ -196,9 +194,9 @@ class TokenIssuer:
         *,
         key: rsa.RSAPrivateKey | None = None,
     ) -> str:
-        """Sign anything, however odd, with RS256. Members that are None are left out.
+        """Sign anything with RS256; members that are None are left out.
 
-        Claims may be given as bytes, which need not even be JSON.
+        Claims may be given as bytes, which need not be JSON.
         """
         current = self.keys[0]
         private_key = key or current.private_key
@@ -210,10 +208,10 @@ class TokenIssuer:
         return f"{signed}.{base64url(signature)}"
 
     def verify(self, token: str) -> dict[str, Any]:
-        """Return the claims of a token of this Entra that is valid now; the audience may be any.
+        """Return the claims of a token that this Entra issued and is valid now, for any audience.
 
         Raises:
-            ValueError: if it is not such a token. Its cause says what PyJWT found.
+            ValueError: it is not such a token; the cause is PyJWT's error, if there is one.
         """
         try:
             kid = jwt.get_unverified_header(token).get("kid")
@@ -225,7 +223,7 @@ class TokenIssuer:
         tenant = self.directory.tenant(str(claims["tid"]))
         issuers = {self.issuer(tenant.tenant_id, version=v) for v in (1, 2)} if tenant else set()
         if claims["iss"] not in issuers:
-            raise ValueError("issued for a tenant that is not here")
+            raise ValueError("iss is not the issuer of a known tenant")
         return claims
 
     def _user(self, user_name: str | None) -> User | None:
@@ -267,7 +265,7 @@ class TokenIssuer:
 
 
 def usual_lifetime() -> timedelta:
-    """Return the lifetime of an access token as Entra sets it: 60 to 90 minutes, at random."""
+    """Return a random lifetime for an access token, 60 to 90 minutes, as in Entra."""
     return timedelta(seconds=3600 + secrets.randbelow(1800))
 
 
@@ -283,7 +281,7 @@ def _client_claims(client: App, authentication: str, *, version: int) -> dict[st
 
 
 def _user_claims(user: User, client: App, resource: App, *, version: int) -> dict[str, Any]:
-    # The subject is pairwise: another one for each app that gets to see it.
+    # The subject is pairwise: each resource sees another one.
     pair = f"{resource.client_id} {user.object_id}"
     claims: dict[str, Any] = {
         "name": user.name,

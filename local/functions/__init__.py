@@ -1,1 +1,1 @@
-"""A functions host for those who have no Core Tools."""
+"""A functions host for machines without Core Tools."""

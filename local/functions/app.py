@@ -1,4 +1,4 @@
-"""A functions app of the Python v2 model, as the Functions host and its worker see it."""
+"""Loads a functions app of the Python v2 model, as the Functions host and its worker do."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CRON = re.compile(r"[0-9*/,-]+( [0-9*/,-]+){3}( [0-9A-Za-z*/,-]+){2}")
 
 
 class AppError(Exception):
-    """The app cannot be served; the message tells its developer why."""
+    """The app cannot be served; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class TraceContext:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a function gets that asks for `context`, under the worker's names."""
+    """The `context` argument of a function, with the same attributes as the worker's."""
 
     function_name: str
     function_directory: str
@@ -52,19 +52,19 @@ class Context:
 
 @dataclass(slots=True)
 class Invocation:
-    """One call of a function, as work that it started sees it, also once it has ended."""
+    """One call of a function; work that outlives it still sees that it has ended."""
 
     function: str
-    over: bool = False
+    ended: bool = False
 
 
-# The tasks that an invocation starts belong to it: the worker hands its id on in the same way.
+# Tasks that an invocation starts inherit this, as they inherit the invocation's id in the worker.
 current_invocation: ContextVar[Invocation | None] = ContextVar("invocation", default=None)
 
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """One function of the app. Without a route it is a timer; without methods it takes all."""
+    """One function of the app. Without a route it is a timer; without methods it takes any."""
 
     name: str
     call: Callable[..., Any]
@@ -73,7 +73,7 @@ class Function:
     methods: frozenset[str]
 
     async def run(self, value: Any, context: Context) -> Any:  # noqa: ANN401 - the app's own types
-        """Call the function, in a thread where it is not async, and return what it returns."""
+        """Call the function, in a thread if it is not async, and return what it returns."""
         invocation = Invocation(self.name)
         current_invocation.set(invocation)
         arguments = {self.argument: value}
@@ -84,15 +84,14 @@ class Function:
                 return await self.call(**arguments)
             return await asyncio.to_thread(self.call, **arguments)
         finally:
-            invocation.over = True
+            invocation.ended = True
 
 
 def load_functions(folder: Path, prefix: str, settings: Mapping[str, str]) -> list[Function]:
     """Import an app's function_app.py and return its functions, in the order they are tried.
 
     Raises:
-        AppError: there is no such file, or it has a trigger, route or schedule that is not
-            served here.
+        AppError: there is no app, or it has a trigger, route or schedule that cannot be served.
     """
     if not (folder / "function_app.py").is_file():
         raise AppError(f"there is no function_app.py in {folder}")
@@ -100,7 +99,7 @@ def load_functions(folder: Path, prefix: str, settings: Mapping[str, str]) -> li
     members = vars(importlib.import_module("function_app")).values()
     apps = [each for each in members if isinstance(each, FunctionRegister)]
     if len(apps) != 1:
-        raise AppError(f"function_app.py must define one function app, and has {len(apps)}")
+        raise AppError(f"function_app.py must define one function app, but defines {len(apps)}")
     functions = []
     for indexed in apps[0].get_functions():
         name = str(indexed.get_function_name())
@@ -126,10 +125,10 @@ def load_functions(folder: Path, prefix: str, settings: Mapping[str, str]) -> li
 
 
 def check_schedule(schedule: str, settings: Mapping[str, str]) -> None:
-    """Check the shape of a timer's schedule, six fields of NCRONTAB or a %SETTING% with them.
+    """Check a timer's schedule: six fields of NCRONTAB, or a %SETTING% that holds them.
 
     Raises:
-        ValueError: the setting is missing, or the schedule is not one.
+        ValueError: the setting is missing, or its value is not a schedule.
     """
     for name in re.findall("%([^%]+)%", schedule):
         if name not in settings:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 GUID = r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}"
-# The route constraints that the text of a segment alone decides.
+# The route constraints that depend only on the text of a segment.
 CONSTRAINTS = {
     None: "[^/]+",
     "alpha": "[a-z]+",
@@ -32,10 +32,10 @@ class Route:
 
     @classmethod
     def parse(cls, template: str) -> Route:
-        """Return the route of a template.
+        """Return the route for a template.
 
         Raises:
-            ValueError: the template is wrong, or uses what is not supported here.
+            ValueError: the template is wrong, or uses something that is not supported here.
         """
         pattern = ""
         names = []
@@ -54,7 +54,7 @@ class Route:
         return cls(template, re.compile(pattern + "/?", re.IGNORECASE | re.DOTALL), tuple(names))
 
     def match(self, path: str) -> dict[str, str] | None:
-        """Return the route parameters of a decoded path, None where it is not on this route."""
+        """Return the route parameters in a decoded path, or None if the route does not match."""
         found = self.pattern.fullmatch(path)
         if found is None:
             return None
@@ -64,7 +64,7 @@ class Route:
 
 
 def decoded_path(raw: str) -> str:
-    """Return a path as Kestrel decodes it: `%2F` and what is not UTF-8 stay as they are.
+    """Return a path as Kestrel decodes it: `%2F` and invalid UTF-8 stay as they are.
 
     Raises:
         ValueError: Kestrel refuses it with 400.
@@ -89,7 +89,7 @@ def decoded_path(raw: str) -> str:
 
 
 def joined(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Return values by name in any case, repeated ones joined by a comma, as StringValues does."""
+    """Return values by name, ignoring case, with repeated ones joined by a comma as in ASP.NET."""
     spelling: dict[str, str] = {}
     values: dict[str, list[str]] = {}
     for name, value in pairs:

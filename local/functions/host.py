@@ -1,12 +1,12 @@
-"""A functions host for those who have no Core Tools: serves any app of the Python v2 model.
+"""A functions host for machines without Core Tools: serves any app of the Python v2 model.
 
     python -m local.functions.host --app FOLDER
 
-It does with requests and answers what the Functions host and its Python worker do, down to their
-surprises: routes are tried in the order of the functions' names, a method that a function does
-not list is 404, an empty query parameter and the body of a chunked request never arrive, a body
-over the limit is 500, and a log record that the app writes outside a running invocation is lost.
-Unlike them it listens on loopback only, refuses any other Host header, and runs a timer only when
+It treats requests and answers as the Functions host and its Python worker do, surprises included:
+routes are tried in the order of the functions' names, a method that a function does not list is
+answered with 404, empty query parameters and the body of a chunked request are dropped, a body over
+the limit is answered with 500, and a log record written outside a running invocation is lost.
+Unlike them, it listens on loopback only, refuses any other Host header, and runs a timer only when
 asked to: POST {} to /admin/functions/NAME.
 """
 
@@ -41,12 +41,12 @@ if TYPE_CHECKING:
     from local.functions.app import Function
 
 DEFAULT_PORT = 7071
-DEFAULT_BODY_LIMIT = 104857600  # FUNCTIONS_REQUEST_BODY_SIZE_LIMIT, where it is not set.
+DEFAULT_BODY_LIMIT = 104857600  # If FUNCTIONS_REQUEST_BODY_SIZE_LIMIT is not set.
 HEADERS_LIMIT = 32768  # Kestrel's MaxRequestHeadersTotalSize.
-SHUTDOWN_SECONDS = 10.0  # What requests in flight get to finish.
+SHUTDOWN_SECONDS = 10.0  # For requests in flight to finish.
 
 TRACE_PARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})")
-# A timer that is run by hand is told nothing about its schedule.
+# A timer that is run by hand gets no information about its schedule.
 TIMER_INFO = Datum('{"IsPastDue": false, "Schedule": {}, "ScheduleStatus": {}}', "json")
 
 logger = logging.getLogger("host")
@@ -62,7 +62,7 @@ class Host:
     body_limit: int
 
     def application(self) -> web.Application:
-        """Return the aiohttp application, for a runner that leaves bodies encoded as they are."""
+        """Return the aiohttp application, for a runner that does not decompress bodies."""
         app = web.Application(client_max_size=0)  # The host has its own limit.
         app.router.add_route("*", r"/{path:[\s\S]*}", self._handle)
         return app
@@ -101,8 +101,8 @@ class Host:
     async def _answer(
         self, function: Function, request: web.Request, path: str, parameters: dict[str, str]
     ) -> web.Response:
-        # The host takes a body only where its length is announced, and fails inside the invocation
-        # where that is over the limit: Azure/azure-functions-host#7930 and #10519.
+        # The host takes a body only if its length is announced, and fails inside the invocation if
+        # it is over the limit: Azure/azure-functions-host#7930 and #10519.
         length = request.content_length or 0
         if length > self.body_limit:
             logger.error("%s: the request body is over %s bytes", function.name, self.body_limit)
@@ -127,7 +127,7 @@ class Host:
 
     async def _run_timer(self, function: Function, request: web.Request) -> web.Response:
         if function.route:
-            return web.Response(status=400, text=f"{function.name} has a URL of its own.\n")
+            return web.Response(status=400, text=f"{function.name} is called at its own URL.\n")
         if request.content_type != "application/json":
             return web.Response(status=415)
         try:
@@ -135,7 +135,7 @@ class Host:
         except ValueError:
             return web.Response(status=400)
         try:
-            # The real host does not wait. Here a caller can read the log once it has the answer.
+            # The real host does not wait. Here, the log is complete when the answer comes.
             info = TimerRequestConverter.decode(TIMER_INFO, trigger_metadata=None)
             await function.run(info, self._context(function, request))
         except Exception:
@@ -154,7 +154,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """Return the object in a JSON file.
 
     Raises:
-        AppError: the file is missing or holds something else.
+        AppError: the file cannot be read, or does not hold a JSON object.
     """
     try:
         value = json.loads(file.read_text("utf-8-sig"))
@@ -175,7 +175,7 @@ def load(folder: Path, local: Mapping[str, Any]) -> Host:
     for name, value in local.get("Values", {}).items():
         if not isinstance(value, str):
             raise AppError(f"the setting {name} must be a string")
-        if not os.environ.get(name):  # As in Core Tools, what is set but empty counts as unset.
+        if not os.environ.get(name):  # As in Core Tools, an empty variable counts as not set.
             os.environ[name] = value
     os.environ["AZURE_FUNCTIONS_ENVIRONMENT"] = "Development"
     settings = local.get("Host", {})
@@ -195,14 +195,14 @@ def load(folder: Path, local: Mapping[str, Any]) -> Host:
 
 
 def announce(host: Host, url: str) -> None:
-    """Print the functions with their URLs as `func start` does, then the line for programs."""
+    """Print the functions and their URLs as `func start` does, then a line for programs to read."""
     print("Functions:\n")
     for function in host.functions:
         if function.route:
             methods = ",".join(sorted(function.methods)) or "all"
             print(f"    {function.name}: [{methods}] {url}/{function.route.template}")
         else:
-            print(f"    {function.name}: timerTrigger, not on schedule here; to run it now:")
+            print(f"    {function.name}: timerTrigger, not run on schedule here; to run it now:")
             print("        curl -X POST -H 'Content-Type: application/json' -d '{}' \\")
             print(f"            {url}/admin/functions/{function.name}")
     print(f"\nready {url}", flush=True)
@@ -263,5 +263,5 @@ if __name__ == "__main__":
     exit_code = main()
     logging.shutdown()
     sys.stdout.flush()
-    # As on the platform: the process ends, and nothing of the app is asked to close.
+    # As on the platform, the process ends without closing anything that the app has opened.
     os._exit(exit_code)

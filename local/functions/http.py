@@ -1,4 +1,4 @@
-"""HTTP requests and answers between the host, its worker and a function."""
+"""Translates HTTP requests and answers between the host, its worker and a function."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Cors:
-    """The origins that a browser may call from, as `Host` in local.settings.json names them."""
+    """The allowed origins, from `Host` in local.settings.json."""
 
     origins: tuple[str, ...] = ()
     credentials: bool = False
 
     def is_preflight(self, request: web.Request) -> bool:
-        """Tell whether the host answers a request, in place of any function."""
+        """Return whether a request is a preflight, which the host itself answers."""
         asks = {"Origin", "Access-Control-Request-Method"} <= request.headers.keys()
         return bool(self.origins) and request.method == "OPTIONS" and asks
 
     def add_headers(self, request: web.Request, response: web.Response) -> None:
-        """Let the page that asked read the answer, where its origin is one of these."""
+        """Add the headers that let a page of an allowed origin read the answer."""
         origin = request.headers.get("Origin")
         any_origin = self.origins == ("*",)
         if self.origins and not any_origin:
@@ -51,11 +51,11 @@ class Cors:
 
 
 def http_request(request: web.Request, path: str, parameters: dict[str, str], body: bytes) -> Any:  # noqa: ANN401 - azure.functions.HttpRequest, from an SDK function without a type
-    """Return the request as the worker hands it to a function."""
-    # A percent sign that begins no escape is escaped itself, as PathString.ToUriComponent does.
+    """Return the request as the worker passes it to a function."""
+    # A percent sign that does not begin an escape is escaped, as by PathString.ToUriComponent.
     escaped = quote(re.sub("%(?![0-9A-Fa-f]{2})", "%25", path), safe="/!$&'()*+,;=:@%")
     query = request.rel_url.raw_query_string
-    # The worker does not ask for empty parameters, so the host leaves them out.
+    # The host leaves out empty parameters, since the worker does not ask for them.
     given = joined(parse_qsl(query))
     http = {
         "method": Datum(request.method, "string"),
@@ -73,10 +73,10 @@ def _strings(values: Mapping[str, str]) -> dict[str, Datum]:
 
 
 def http_response(returned: object) -> web.Response:
-    """Return the answer for what a function returned.
+    """Return the HTTP answer for a function's return value.
 
     Raises:
-        Exception: the worker or the host would fail on it.
+        Exception: the worker or the host would fail on the value, too.
     """
     datum = HttpResponseConverter.encode(returned, expected_type=None)
     if datum.type == "string":

@@ -1,1 +1,1 @@
-"""What the emulators are served with."""
+"""Serves the emulators: HTTP, certificates, and faults on request."""

@@ -1,4 +1,4 @@
-"""Serve an aiohttp application on loopback, with or without TLS."""
+"""Serves an aiohttp application on loopback, with or without TLS."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOOPBACK = "127.0.0.1"
 async def serve(
     app: web.Application, *, port: int = 0, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[str]:
-    """Serve an application while the context lasts, and yield its URL without a trailing slash.
+    """Serve an application while the context lasts; yields its URL without a trailing slash.
 
     Port 0 takes a free one.
     """
@@ -31,7 +31,7 @@ async def serve(
         bound = runner.addresses[0][1]
         yield f"{'https' if tls else 'http'}://{LOOPBACK}:{bound}"
     finally:
-        # A TLS client that leaves its connection open would hold our half in its shutdown.
+        # A TLS client that keeps its connection open would keep our side waiting for its shutdown.
         connections = runner.server.connections if runner.server else []
         transports = [connection.transport for connection in connections]
         await runner.cleanup()

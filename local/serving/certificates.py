@@ -1,4 +1,4 @@
-"""A certificate authority that is made at start, trusted by nothing else, and thrown away."""
+"""A throw-away certificate authority, which nothing outside the stack trusts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Certificates:
             pem.write_to_path(self.certificate_file, append=position > 0)
 
     def server_context(self) -> ssl.SSLContext:
-        """Return the TLS settings of a server that shows the certificate."""
+        """Return the TLS settings for a server with the certificate."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.certificate_file, self.key_file)
         return context

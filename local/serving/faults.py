@@ -1,8 +1,8 @@
-"""Faults on command: what makes an emulator fail the way the real service can.
+"""Makes an emulator fail on request, in the ways that the real service can fail.
 
 Each emulator names its operations (`issue`, `jwks`, ...), counts the requests for each, and lets a
-queued fault answer in place of the service. The same is offered over HTTP under `/_local/`, so that
-a test or a developer can break a running stack:
+queued fault answer instead of the service. A test or a developer can also queue faults over HTTP,
+under `/_local/`:
 
     curl -X POST http://127.0.0.1:7073/_local/faults -d '{"operation": "issue", "status": 429}'
 """
@@ -31,10 +31,9 @@ class Fault:
     """One way to fail, for requests of one operation.
 
     `delay` seconds pass first. Then, in this order: `reset` cuts the connection; `status` answers
-    with the service's own error envelope (or with `body`, where one is given); otherwise the real
-    answer is made, and `truncate` cuts the connection after that many of its bytes, `drip` sends
-    one byte every so many seconds. `after` lets the real service act before `reset` or `status`,
-    as when a reply is lost.
+    with the service's own form of error (or with `body`, if given); otherwise the service answers,
+    and `truncate` cuts the connection after that many bytes, while `drip` sends one byte every so
+    many seconds. `after` lets the service act before `reset` or `status`, as when a reply is lost.
     """
 
     operation: str = ANY_OPERATION
@@ -51,7 +50,7 @@ class Fault:
 
 
 class Faults:
-    """The queue of faults of one emulator, and how often each of its operations was asked for."""
+    """One emulator's queue of faults, and the number of requests for each of its operations."""
 
     def __init__(self) -> None:
         self._queue: list[tuple[Fault, int]] = []
@@ -68,11 +67,11 @@ class Faults:
         self._counts.clear()
 
     def count(self, operation: str) -> int:
-        """Return how many requests came for an operation, failed ones included."""
+        """Return how many requests there were for an operation, including failed ones."""
         return self._counts[operation]
 
     def take(self, operation: str) -> Fault | None:
-        """Count a request, and return the fault that is due for it."""
+        """Count a request, and return the fault queued for it, if any."""
         self._counts[operation] += 1
         for position, (fault, left) in enumerate(self._queue):
             if fault.operation in {operation, ANY_OPERATION}:
@@ -84,7 +83,7 @@ class Faults:
         return None
 
     def routes(self) -> list[web.RouteDef]:
-        """Return the HTTP routes that offer all this to other processes."""
+        """Return the HTTP routes that let other processes use the queue."""
         return [
             web.post("/_local/faults", self._post),
             web.delete("/_local/faults", self._delete),
@@ -120,8 +119,8 @@ def middleware(
 
     Args:
         faults: the emulator's queue.
-        operation_of: names a request's operation, None for those that never fail.
-        render: makes the service's own error answer for a status.
+        operation_of: returns the name of a request's operation, None for those that never fail.
+        render: returns the service's own error answer for a status.
     """
 
     @web.middleware

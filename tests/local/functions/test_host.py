@@ -509,7 +509,7 @@ class TestTimers:
     def test_announced(self, host: RunningHost) -> None:
         """The start shows URLs and methods, and says that timers wait."""
         assert f"echo: [GET,POST] {host.url}/api/echo/{{id:int?}}" in host.printed()
-        assert "Prune: timerTrigger, not on schedule here" in host.printed()
+        assert "Prune: timerTrigger, not run on schedule here" in host.printed()
 
 
 class TestProcess:
