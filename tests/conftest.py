@@ -1,4 +1,4 @@
-"""What all tests share: Entra's keys and tokens signed with them, ACS and tables to call."""
+"""Fixtures for all tests: Entra's keys and tokens signed with them, ACS and tables to call."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def entra_keys() -> list[EntraKey]:
 
 @pytest.fixture
 def issuer(entra_keys: list[EntraKey]) -> TokenIssuer:
-    """Something that signs as Entra does, at a made-up address."""
+    """An issuer that signs tokens as Entra does, at a made-up address."""
     issuer = TokenIssuer(keys=entra_keys)
     issuer.url = "https://login.microsoftonline.com"
     return issuer
@@ -90,13 +90,13 @@ def example() -> dict[str, str]:
 
 @pytest.fixture
 def now() -> datetime:
-    """Return the time, with its zone."""
+    """Return the current time, in UTC."""
     return datetime.now(UTC)
 
 
 @pytest.fixture(scope="session")
 def background_loop() -> Iterator[BackgroundLoop]:
-    """An event loop for what a whole session of tests uses."""
+    """An event loop for fixtures that last for the whole session."""
     loop = BackgroundLoop()
     yield loop
     loop.close()
@@ -104,13 +104,13 @@ def background_loop() -> Iterator[BackgroundLoop]:
 
 @pytest.fixture(scope="session")
 def storage(background_loop: BackgroundLoop) -> Endpoints:
-    """Where this process's Azurite answers."""
+    """The URLs of this process's Azurite."""
     return background_loop.enter(azurite())
 
 
 @pytest.fixture
 async def tables(storage: Endpoints) -> AsyncIterator[TableProxy]:
-    """A proxy before Azurite, with faults of the test's own."""
+    """A proxy in front of Azurite, with the test's own faults."""
     proxy = TableProxy(storage.table)
     async with serve(proxy.application()) as url:
         proxy.url = url
@@ -119,7 +119,7 @@ async def tables(storage: Endpoints) -> AsyncIterator[TableProxy]:
 
 @pytest.fixture
 async def store(storage: Endpoints, tables: TableProxy) -> AsyncIterator[Store]:
-    """Empty tables of the test's own."""
+    """Two empty tables for this test only."""
     name = f"t{secrets.token_hex(8)}"
     direct = storage.connection_string
     proxied = direct.replace(storage.table, tables.endpoint)
@@ -142,7 +142,7 @@ async def store(storage: Endpoints, tables: TableProxy) -> AsyncIterator[Store]:
 
 @pytest.fixture
 async def acs() -> AsyncIterator[AcsEmulator]:
-    """An ACS resource of the test's own, opened by its key."""
+    """An ACS resource for this test only, opened by its key."""
     emulator = AcsEmulator(access_key=base64.b64encode(b"worthless").decode())
     async with serve(emulator.application()) as url:
         emulator.url = url
@@ -151,7 +151,7 @@ async def acs() -> AsyncIterator[AcsEmulator]:
 
 @pytest.fixture
 async def acs_identity(acs: AcsEmulator) -> AsyncIterator[AcsIdentity]:
-    """The broker's view of the ACS resource."""
+    """The broker's client of the ACS resource."""
     key = AzureKeyCredential(base64.b64encode(b"worthless").decode())
     async with CommunicationIdentityClient(acs.url, key) as client:
         yield AcsIdentity(client=client)
@@ -165,7 +165,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def person() -> Person:
-    """Somebody of Contoso who was never here before."""
+    """A new person of Contoso, without an identity."""
     return Person(CONTOSO.tenant_id, str(uuid.uuid4()))
 
 

@@ -30,7 +30,7 @@ ACS_ID = "8:acs:ac5ac5ac-0000-4000-8000-000000000001_00000005-0000-0000-0000-000
 
 
 class BackgroundLoop:
-    """An event loop in a thread, for what outlives a test; what it entered is left at the end."""
+    """An event loop in a thread, for contexts that outlive a test; they are left when it closes."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -39,7 +39,7 @@ class BackgroundLoop:
         self._open = AsyncExitStack()
 
     def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
-        """Return what a coroutine returns there."""
+        """Run a coroutine in the loop, and return its result."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(START_SECONDS)
 
     def enter(self, context: AbstractAsyncContextManager[Result]) -> Result:
@@ -47,7 +47,7 @@ class BackgroundLoop:
         return self.run(self._open.enter_async_context(context))
 
     def close(self) -> None:
-        """Leave what was entered, the last first."""
+        """Leave the contexts, the last one first."""
         self.run(self._open.aclose())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -64,12 +64,12 @@ class Clock:
         return self.now
 
     def advance(self, **duration: float) -> None:
-        """Move on by a `timedelta`."""
+        """Advance by a `timedelta`."""
         self.now += timedelta(**duration)
 
     @property
     def seconds(self) -> float:
-        """The time as Unix time."""
+        """Return the time as Unix time."""
         return self.now.timestamp()
 
 
@@ -85,7 +85,7 @@ def mapping_of(person: Person, now: datetime, **changes: Any) -> IdentityMapping
 
 
 async def until(condition: Callable[[], bool], *, seconds: float = 5) -> None:
-    """Wait until something in the background has happened."""
+    """Wait until a condition holds that something in the background brings about."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - nothing tells when a counter changes
             await asyncio.sleep(0.01)
@@ -93,7 +93,7 @@ async def until(condition: Callable[[], bool], *, seconds: float = 5) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Two tables of one test: as the broker reaches them, where faults are, and past these."""
+    """The two tables of one test: through the proxy with its faults, and past it."""
 
     mappings: IdentityMappings
     rows: TableClient

@@ -37,7 +37,7 @@ def test_a_value_cannot_break_the_line(caplog: pytest.LogCaptureFixture) -> None
 
 
 def test_notes_belong_to_the_decision() -> None:
-    """What becomes known on the way is added, the latest value wins, and the end ends it."""
+    """Noted fields are added while the decision runs, not later, and the latest value wins."""
     with audit.decision(route="token") as noted:
         audit.note(acs_id="8:acs:1", created=True)
         audit.note(acs_id="8:acs:2")
@@ -74,10 +74,10 @@ async def test_after_the_end(
 
 
 class TestTimed:
-    """How long a decision waited for whom."""
+    """How long a decision waited for each service."""
 
     async def test_adds_up(self) -> None:
-        """Stays under one name add up, one after the other or side by side."""
+        """Times under one name add up, one after the other or at the same time."""
 
         async def stay(name: str) -> None:
             with audit.timed(name):
@@ -93,7 +93,7 @@ class TestTimed:
         assert 87 <= int(str(noted["table_ms"]))
 
     async def test_still_waiting(self) -> None:
-        """What is being waited for when the time is up counts; later stays do not."""
+        """A call that is still running when the decision ends counts; later ones do not."""
         started, going_on = asyncio.Event(), asyncio.Event()
 
         async def outlive() -> None:
@@ -115,7 +115,7 @@ class TestTimed:
         assert in_time == noted
 
     def test_error(self) -> None:
-        """A stay that ends with an error counts."""
+        """A call that ends with an error counts."""
         with audit.decision() as noted:
             try:
                 with audit.timed("acs_ms"):
@@ -136,7 +136,7 @@ class TestTimed:
 
 
 async def test_requests_do_not_mix() -> None:
-    """Two requests at once, with work in tasks of their own, note what is theirs."""
+    """Two requests at once, each with its own tasks, note their own fields only."""
 
     async def decide(name: str) -> dict[str, audit.Field]:
         async def work() -> None:

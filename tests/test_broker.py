@@ -74,7 +74,7 @@ def without_times(noted: dict[str, audit.Field]) -> dict[str, audit.Field]:
 
 @dataclass
 class Seconds:
-    """A stop-watch that is moved by hand."""
+    """A monotonic clock that is moved by hand."""
 
     now: float = field(default_factory=time.monotonic)
 
@@ -151,7 +151,7 @@ class TestAuthenticate:
         assert abs(caller.issued_at - time.time()) < 600
 
     async def test_refusals(self, broker: Broker, entra: EntraEmulator) -> None:
-        """What the validator refuses is refused, and nothing is fetched for what is no token."""
+        """A token that the validator refuses is refused; for malformed text, nothing is fetched."""
         with pytest.raises(InvalidTokenError):
             await broker.authenticate("no token")
         assert 0 == entra.faults.count("jwks")
@@ -164,7 +164,7 @@ class TestAuthenticate:
         return {"tid": tenant_id, "iss": entra.issuer(tenant_id)}
 
     async def test_entra_is_down(self, broker: Broker, entra: EntraEmulator) -> None:
-        """Without keys nobody can tell, and the next good request succeeds."""
+        """Without keys it is 503, and the next good request succeeds."""
         entra.faults.fail_next("openid_configuration", status=503)
         with pytest.raises(KeysUnavailableError):
             await broker.authenticate(entra.issue_access_token())
@@ -172,7 +172,7 @@ class TestAuthenticate:
         await broker.authenticate(entra.issue_access_token())
 
     async def test_rate_limit(self, broker: Broker, entra: EntraEmulator, seconds: Seconds) -> None:
-        """One person has so many requests, whichever token they come with; others have theirs."""
+        """The limit is for one person, with any token; others are not affected."""
         tokens = [entra.issue_access_token() for _ in range(2)]
         for number in range(60):
             await broker.authenticate(tokens[number % 2])
@@ -200,7 +200,7 @@ class TestIssue:
     async def test_first_call(
         self, broker: Broker, acs: AcsEmulator, store: Store, caller: Caller
     ) -> None:
-        """The first call makes the identity and returns a token of it."""
+        """The first call creates the identity and returns a token for it."""
         issued = await broker.issue(caller, ANYTHING)
 
         row = await store.row(caller.person)
@@ -248,13 +248,13 @@ class TestIssue:
         asked: TokenRequest,
         error: type[BrokerError],
     ) -> None:
-        """Who asks for more than the settings grant gets nothing, not an identity either."""
+        """A request for more than the settings allow gets no token, and creates no identity."""
         with pytest.raises(error):
             await broker.issue(caller, asked)
         assert 0 == acs.faults.count("create")
 
     async def test_noted(self, broker: Broker, caller: Caller) -> None:
-        """The audit line learns of identity and scopes, and whether it was made just now."""
+        """The audit line has the identity and the scopes, and says if the identity is new."""
         with audit.decision() as first:
             issued = await broker.issue(caller, ANYTHING)
         with audit.decision() as second:
@@ -326,7 +326,7 @@ class TestUpstreamCalls:
     async def test_warm(
         self, broker: Broker, acs: AcsEmulator, store: Store, caller: Caller
     ) -> None:
-        """A later one costs two calls, side by side."""
+        """A later one costs two calls, at the same time."""
         await broker.issue(caller, ANYTHING)
         acs.faults.clear()
         store.faults.clear()
@@ -346,7 +346,7 @@ class TestUpstreamCalls:
         store: Store,
         caller: Caller,
     ) -> None:
-        """A process that meets a person for the first time finds the identity that there is."""
+        """A process that has not seen a person before finds the existing identity."""
         first = await make_broker().issue(caller, ANYTHING)
         store.faults.clear()
 
@@ -357,7 +357,7 @@ class TestUpstreamCalls:
         assert 1 == store.faults.count("table_read")
 
     async def test_shared(self, broker: Broker, acs: AcsEmulator, caller: Caller) -> None:
-        """Fifty requests at once for the same share one token; another lifetime is another."""
+        """Fifty equal requests at once share one token; one with another lifetime gets its own."""
         longer = TokenRequest(scopes=None, lifetime=2 * HOUR)
         tokens = await asyncio.gather(
             *(broker.issue(caller, asked) for asked in [ANYTHING, longer] * 25)
@@ -368,7 +368,7 @@ class TestUpstreamCalls:
         assert (1, 2) == (len(acs.created), acs.faults.count("issue"))
 
     async def test_not_shared_by_people(self, broker: Broker, acs: AcsEmulator) -> None:
-        """The same request of other people, or of the same object id elsewhere, is another."""
+        """Other people, and the same object id in another tenant, get tokens of their own."""
         people = [Person(ADA.tenant.tenant_id, f"{number:036}") for number in range(5)]
         people.append(Person(FABRIKAM.tenant_id, people[0].object_id))
         tokens = await asyncio.gather(
@@ -385,12 +385,12 @@ class TestUpstreamCalls:
 
 
 class TestRememberedIdentity:
-    """What is remembered speeds things up, and decides nothing."""
+    """The remembered id makes requests faster, but decides nothing."""
 
     async def test_replaced(
         self, broker: Broker, acs: AcsEmulator, store: Store, caller: Caller
     ) -> None:
-        """A token of an identity that the row no longer names is thrown away."""
+        """A token for an identity that the row no longer names is thrown away."""
         await broker.issue(caller, ANYTHING)
         new_id = f"{ACS_ID[:-1]}9"
         acs.identities[new_id] = Identity(new_id)
@@ -406,7 +406,7 @@ class TestRememberedIdentity:
     async def test_erased(
         self, broker: Broker, acs: AcsEmulator, store: Store, caller: Caller
     ) -> None:
-        """Where row and identity are gone, there is a new one."""
+        """If the row and the identity are gone, a new identity is created."""
         old = await broker.issue(caller, ANYTHING)
         acs.identities.clear()
         row = await store.row(caller.person)
@@ -432,7 +432,7 @@ class TestRememberedIdentity:
         assert 2 == acs.faults.count("issue")
 
     async def test_table_fails(self, broker: Broker, store: Store, caller: Caller) -> None:
-        """Without the row's word the token that was issued meanwhile is not handed out."""
+        """If the row cannot be read, the token that was issued meanwhile is not handed out."""
         await broker.issue(caller, ANYTHING)
         store.faults.fail_next("table_read", status=403)
 
@@ -440,7 +440,7 @@ class TestRememberedIdentity:
             await broker.issue(caller, ANYTHING)
 
     async def test_acs_fails(self, broker: Broker, acs: AcsEmulator, caller: Caller) -> None:
-        """Where ACS fails it is asked once, and the next request succeeds."""
+        """If ACS fails, it is asked once, and the next request succeeds."""
         await broker.issue(caller, ANYTHING)
         acs.faults.fail_next("issue", status=503)
 
@@ -458,7 +458,7 @@ class TestRememberedIdentity:
         caller: Caller,
         warm: bool,
     ) -> None:
-        """An identity that ACS has lost is said to be gone; nothing is made in its place."""
+        """If ACS has lost the identity, the answer is 409; no other one is created."""
         broker = make_broker()
         await broker.issue(caller, ANYTHING)
         acs.identities.clear()
@@ -471,7 +471,7 @@ class TestRememberedIdentity:
 
 
 class TestRevoked:
-    """Signed out everywhere."""
+    """A person has signed out everywhere."""
 
     @pytest.mark.parametrize("warm", [False, True])
     async def test_older_token(
@@ -482,7 +482,7 @@ class TestRevoked:
         caller: Caller,
         warm: bool,
     ) -> None:
-        """A token from before the mark is refused for all uses; one from after it is not."""
+        """A token from before the sign-out is refused everywhere; one from after it is not."""
         now = datetime.now(UTC)
         acs_id = (await broker.issue(caller, ANYTHING)).acs_id if warm else ACS_ID
         if not warm:
@@ -510,7 +510,7 @@ class TestRevoked:
         ("issued_at", "refused"), [(99, True), (100, True), (101, False)], ids=str
     )
     def test_to_the_second(self, person: Person, issued_at: int, refused: bool) -> None:
-        """`iat` has whole seconds: a token from the second of the mark may be older than it."""
+        """`iat` has whole seconds: a token from the second of the sign-out may be older."""
         mark = datetime.fromtimestamp(100.5, UTC)
         mapping = mapping_of(person, mark, revoked_before=mark)
         caller = Caller(person, None, issued_at)
@@ -524,7 +524,7 @@ class TestRevoked:
     async def test_shared_work(
         self, broker: Broker, acs: AcsEmulator, store: Store, caller: Caller
     ) -> None:
-        """Of two requests that share a token, only the one that may have it gets it."""
+        """Of two requests at once, only the one with the newer Entra token gets an ACS token."""
         now = datetime.now(UTC)
         acs.identities[ACS_ID] = Identity(ACS_ID)
         await store.put(mapping_of(caller.person, now, revoked_before=now))
@@ -561,7 +561,7 @@ class TestUser:
 
 
 class TestReady:
-    """Whether tokens can be served."""
+    """Whether tokens can be issued."""
 
     async def test_cached(
         self, broker: Broker, entra: EntraEmulator, acs: AcsEmulator, store: Store, seconds: Seconds
@@ -595,13 +595,13 @@ class TestReady:
         operation: str,
         error: type[BrokerError],
     ) -> None:
-        """What is missing is said for ten seconds, and then looked for again."""
+        """A failure is repeated for ten seconds, and then the services are asked again."""
         faults = {"entra": entra.faults, "store": store.faults}[service]
         faults.fail_next(operation, status=403)
         for _ in range(50):
             with pytest.raises(error) as raised:
                 await broker.check_ready()
-        # The answer that is kept must not collect the frames of all who get it.
+        # The traceback of the kept error must not grow with each raise.
         assert len(raised.traceback) < 5
 
         seconds.now += broker_module.READY_SECONDS
@@ -620,7 +620,7 @@ class TestGranted:
         ],
     )
     def test_scopes(self, asked: set[str] | None, granted: set[str]) -> None:
-        """All that the settings allow, or the fewer asked for."""
+        """All that the settings allow, or those asked for."""
         assert granted == granted_scopes(None if asked is None else frozenset(asked), SETTINGS)
 
     @pytest.mark.parametrize("asked", [{"chat.join"}, {"chat", "voip", "voip.join"}])
@@ -630,7 +630,7 @@ class TestGranted:
             granted_scopes(frozenset(asked), SETTINGS)
 
     def test_lifetime(self) -> None:
-        """The settings' own, or the one asked for, up to the ceiling."""
+        """The default, or the one asked for, up to the maximum."""
         assert HOUR == granted_lifetime(None, SETTINGS)
         assert 2 * HOUR == granted_lifetime(2 * HOUR, SETTINGS)
         with pytest.raises(InvalidRequestError):

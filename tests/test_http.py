@@ -104,7 +104,7 @@ class TestProblems:
         assert not re.search(r'["\\]', error.description), "it stands in a quoted string"
 
     def test_tree_in_the_docstring_is_complete(self) -> None:
-        """Whoever reads the tree has seen every class."""
+        """The tree in the docstring has every class."""
         drawn = set(re.findall(r"\w+Error", errors.__doc__ or ""))
 
         assert drawn == {type(error).__name__ for error in every_error()} | {"BrokerError"}
@@ -120,7 +120,7 @@ class TestProblems:
 
     @pytest.mark.parametrize(("seconds", "header"), [(0, "1"), (0.2, "1"), (7.1, "8"), (1e9, "60")])
     async def test_retry_after_is_clamped(self, seconds: float, header: str) -> None:
-        """Whatever a service asks for, the caller waits a second to a minute."""
+        """Whatever a service asks for, the caller is told to wait from a second to a minute."""
 
         async def fail(_req: func.HttpRequest) -> func.HttpResponse:
             raise errors.UpstreamThrottledError("", retry_after=seconds)
@@ -156,7 +156,7 @@ class TestEndpoint:
     """What every endpoint does before its handler."""
 
     async def test_other_methods(self) -> None:
-        """405, and which methods there are; the handler is not reached."""
+        """It is 405, with the methods of the route; the handler is not called."""
         response = await call(succeed, request("DELETE"))
 
         assert (405, "GET, POST") == (response.status_code, response.headers["Allow"])
@@ -169,7 +169,7 @@ class TestEndpoint:
         assert b"" == response.get_body()
 
     async def test_body_over_the_limit(self) -> None:
-        """Whatever it holds."""
+        """A body over the limit is 413, whatever it holds."""
         response = await call(succeed, request("POST", b" " * (16 * 1024 + 1)))
 
         assert 413 == response.status_code
@@ -193,7 +193,7 @@ class TestEndpoint:
         ],
     )
     async def test_trace_id(self, from_host: str, from_caller: str, expected: str | None) -> None:
-        """The host's, so that its own logs are found by it; else the caller's; else a new one."""
+        """The host's comes first, so that its own logs are found by it; then the caller's."""
         response = await call(
             succeed,
             request("DELETE", traceparent=from_caller),
@@ -251,7 +251,7 @@ class TestAudit:
             )
 
     async def test_probes_leave_no_line(self, caplog: pytest.LogCaptureFixture) -> None:
-        """A route that decides nothing has nothing to say."""
+        """A route that decides nothing writes no line."""
         caplog.set_level(logging.INFO)
 
         await call(succeed)
@@ -276,13 +276,13 @@ class TestBearerToken:
         "value", ["Bearer a, Bearer b", "BearerX a", "Bearer\ta", "a.b.c", "Basic x, Bearer y"]
     )
     def test_not_one(self, value: str) -> None:
-        """Two credentials, or none that could be told."""
+        """Two credentials, or something that is not a credential."""
         with pytest.raises(InvalidRequestError):
             http.bearer_token({"authorization": value})
 
     @given(st.text())
     def test_anything(self, value: str) -> None:
-        """Whatever the header holds, it is a token to be judged, or one of two errors."""
+        """Whatever the header holds, the result is a token or one of two errors."""
         try:
             token = http.bearer_token({"authorization": value})
         except (MissingTokenError, InvalidRequestError):

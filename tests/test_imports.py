@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# From what is called down to what stands by itself. A module imports from below its own floor only,
-# or from its own folder.
+# From the entry point down to modules that import nothing of ours. A module imports only from below
+# its own floor, or from its own folder.
 FLOORS = [
     ["function_app"],
     ["shared.services"],
@@ -45,7 +45,7 @@ MODULES = {
 
 
 def imported_by(module: str, path: Path) -> set[str]:
-    """Return what a module imports, also for the sake of types alone."""
+    """Return what a module imports, including imports for type checking only."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -91,13 +91,13 @@ def test_downwards(module: str) -> None:
 
 @each_module
 def test_nothing_that_is_not_deployed(module: str) -> None:
-    """What runs in Azure never imports what stays behind."""
+    """What runs in Azure never imports what is not deployed."""
     for place in ("local", "tests", "bench", "infra", "samples"):
         assert not any(within(imported, place) for imported in IMPORTS[module])
 
 
 def test_no_circle() -> None:
-    """No module comes to import itself."""
+    """There are no import cycles."""
     left = {module: IMPORTS[module] & MODULES.keys() for module in MODULES}
     while left:
         free = {module for module, imports in left.items() if not imports & left.keys()}

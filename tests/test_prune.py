@@ -76,7 +76,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[str, dict[str, Any]]]:
 
 
 class TestPruning:
-    """Who is idle goes, who is not stays."""
+    """Idle identities are removed, others stay."""
 
     async def test_prunes(
         self,
@@ -86,7 +86,7 @@ class TestPruning:
         store: Store,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """Idle rows and their identities go; one line says how many."""
+        """Idle rows and their identities are removed; one line says how many."""
         caplog.set_level(logging.INFO)
         *idle, one, two = await people(idle=2, active=2)
 
@@ -113,7 +113,7 @@ class TestPruning:
         assert 1 == len(acs.deleted)
 
     async def test_empty(self, pruner: Callable[..., Pruner]) -> None:
-        """There may be nobody yet."""
+        """An empty table is no error."""
         assert PruneReport(dry_run=False) == await pruner().run()
 
     async def test_dry_run(
@@ -125,7 +125,7 @@ class TestPruning:
         clock: Clock,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """A dry run tells the same and touches nothing."""
+        """A dry run reports the same and removes nothing."""
         caplog.set_level(logging.INFO)
         idle, other, _ = await people(idle=1, active=2)
         long_ago = clock.now - timedelta(hours=1)
@@ -143,7 +143,7 @@ class TestPruning:
     async def test_exact_days(
         self, pruner: Callable[..., Pruner], store: Store, clock: Clock
     ) -> None:
-        """Idle for 90 days to the second is not yet idle for longer."""
+        """A mapping that was used exactly 90 days ago is not idle yet."""
         for number, used in enumerate((SETTINGS.idle, SETTINGS.idle + timedelta(seconds=1))):
             await store.put(mapping_of(somebody(number), clock.now - used))
 
@@ -158,7 +158,7 @@ class TestPruning:
         identities: Identities,
         acs: AcsEmulator,
     ) -> None:
-        """Who asks for a token while the run is under way keeps the identity."""
+        """A person who asks for a token during the run keeps the identity."""
         first, second, *_ = await people(idle=2, active=2)
         acs.faults.fail_next("delete", delay=0.2)
         running = asyncio.create_task(pruner().run())
@@ -185,7 +185,7 @@ class TestPruning:
 
 
 class TestInterrupted:
-    """What was begun is finished first."""
+    """Interrupted work is finished first."""
 
     @pytest.mark.parametrize("gone", [False, True], ids=["before ACS", "after ACS"])
     async def test_deleting(
@@ -212,7 +212,7 @@ class TestInterrupted:
     async def test_creating(
         self, pruner: Callable[..., Pruner], store: Store, acs: AcsEmulator, clock: Clock
     ) -> None:
-        """An intent that nobody came back to goes ten minutes after its lease, not before."""
+        """An abandoned intent is removed ten minutes after its lease, not before."""
         lease_until = clock.now - ABANDONED_AFTER
         intent = mapping_of(somebody(1), clock.now, state=State.CREATING, acs_id="")
         await store.put(replace(intent, lease_until=lease_until))
@@ -226,7 +226,7 @@ class TestInterrupted:
     async def test_ledger(
         self, pruner: Callable[..., Pruner], acs: AcsEmulator, store: Store, clock: Clock
     ) -> None:
-        """Orphans are deleted and struck off, also those that are gone already."""
+        """Orphans are deleted and removed from the ledger, even if they are gone already."""
         names = [f"8:acs:ac5ac5ac-0000-4000-8000-000000000001_{number}" for number in range(3)]
         for name in names:
             await store.mappings.add_orphan(name, reason="test", now=clock.now)
@@ -237,7 +237,7 @@ class TestInterrupted:
 
 
 class TestBrakes:
-    """Reasons to stop."""
+    """The brakes that end a run."""
 
     async def stopped(
         self, pruner: Pruner, caplog: pytest.LogCaptureFixture, brake: str
@@ -258,7 +258,7 @@ class TestBrakes:
         acs: AcsEmulator,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """More than the share of rows idle looks like a mistake: none is deleted."""
+        """If too large a share of the rows is idle, nothing is deleted: it looks like a mistake."""
         await people(idle=3, active=2)
 
         report = await self.stopped(pruner(), caplog, "share")
@@ -274,7 +274,7 @@ class TestBrakes:
         acs: AcsEmulator,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """At most so many in one run; the next run goes on, and the last is not stopped."""
+        """A run deletes so many at most; the next one continues, and the last is not stopped."""
         await people(idle=3, active=3)
 
         assert 2 == (await self.stopped(pruner(max_deletes=2), caplog, "deletes")).pruned
@@ -321,7 +321,7 @@ class TestBrakes:
         store: Store,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """What counts is the date in Table Storage's answer."""
+        """The clock is compared with the date in Table Storage's answer."""
         headers = {"Date": "Thu, 01 Jan 2026 00:00:00 GMT"}
         store.faults.fail_next("table_read", headers=headers)
 
@@ -335,7 +335,7 @@ class TestBrakes:
         store: Store,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """A run ends before the host ends it; the next one goes on."""
+        """A run ends before the host would end it; the next one continues."""
         await people(idle=2, active=2)
         clock = Clock()
 
@@ -379,7 +379,7 @@ class TestBrakes:
 
 
 class TestFailures:
-    """A run that fails says so, and the next one goes on from there."""
+    """A run that fails says so, and the next one continues from there."""
 
     @pytest.mark.parametrize(
         ("service", "operation", "fault", "error"),
@@ -405,7 +405,7 @@ class TestFailures:
         fault: dict[str, Any],
         error: type[BrokerError],
     ) -> None:
-        """Whatever fails in the middle, two runs later all is done."""
+        """Whatever fails in between, everything is done two runs later."""
         *_, kept = await people(idle=3, active=3)
         faults = {"acs": acs.faults, "store": store.faults}[service]
         faults.fail_next(operation, **fault)
@@ -450,7 +450,7 @@ class TestFailures:
         people: Callable[..., Any],
         store: Store,
     ) -> None:
-        """A row of a newer version is left to it, and does not hold up the others."""
+        """A row of a newer version is left alone, and does not hold up the others."""
         first, *_ = await people(idle=2, active=3)
         await store.put(first, schema=2)
 
@@ -467,7 +467,7 @@ class TestFailures:
         store: Store,
         clock: Clock,
     ) -> None:
-        """An identity that ACS will not delete is counted, kept, and holds up nobody behind it."""
+        """An identity that ACS will not delete is counted and kept, and does not hold up others."""
         first, second, third, *_ = await people(idle=3, active=3)
         await store.mappings.add_orphan("8:acs:orphan", reason="test", now=clock.now)
         acs.faults.fail_next("delete", status=400, times=2)

@@ -49,14 +49,14 @@ def test_burst_then_wait(limit: RateLimit, seconds: Seconds) -> None:
 
 
 def test_others_are_not_held_up(limit: RateLimit) -> None:
-    """One person over the limit does not cost anybody else a request."""
+    """One person over the limit does not affect others."""
     taken(limit, "ada", 100)
 
     assert 60 == taken(limit, "grace", 60)
 
 
 def test_says_when_to_come_back(limit: RateLimit, seconds: Seconds) -> None:
-    """Who waits as long as Retry-After says gets through."""
+    """A caller who waits as long as Retry-After says gets through."""
     taken(limit, "ada", 60)
     with pytest.raises(RateLimitedError) as refused:
         limit.take("ada")
@@ -78,7 +78,7 @@ def test_refusals_cost_nothing(limit: RateLimit, seconds: Seconds) -> None:
 
 
 def test_saves_up_no_more_than_a_burst(limit: RateLimit, seconds: Seconds) -> None:
-    """A long absence is worth one burst."""
+    """A long pause allows one burst, not more."""
     limit.take("ada")
     seconds.now += 86_400
 
@@ -86,7 +86,7 @@ def test_saves_up_no_more_than_a_burst(limit: RateLimit, seconds: Seconds) -> No
 
 
 def test_memory_is_bounded(limit: RateLimit) -> None:
-    """The longest unseen is forgotten, the others are not."""
+    """The person unseen for longest is forgotten, the others are not."""
     for name in ("first", "second"):
         taken(limit, name, 60)
     for position in range(rate_limit.MAX_REMEMBERED - 1):

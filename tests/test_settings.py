@@ -72,7 +72,7 @@ def test_more_tenants_than_one(changes: dict[str, str], read: Any) -> None:
     ],
 )
 def test_forgives(changes: dict[str, str], expected: str) -> None:
-    """What cannot be meant otherwise is taken."""
+    """Harmless differences in spelling are accepted."""
     assert expected == Settings.from_env(REQUIRED | changes).entra.client_id
 
 
@@ -85,14 +85,14 @@ def test_forgives(changes: dict[str, str], expected: str) -> None:
     ],
 )
 def test_authorities(host: str, v1_issuer: str) -> None:
-    """Sovereign clouds have their own v1 issuer; the local stack has the public one's."""
+    """Sovereign clouds have their own v1 issuer; the local stack has that of the public cloud."""
     settings = Settings.from_env(REQUIRED | {"ENTRA_AUTHORITY_HOST": host})
 
     assert (host.rstrip("/"), v1_issuer) == (settings.entra.authority, settings.entra.v1_issuer)
 
 
 def test_access_keys() -> None:
-    """Connection strings serve in place of the managed identity, and stay out of sight."""
+    """Connection strings work instead of managed identity, and are not shown."""
     settings = Settings.from_env(
         REQUIRED
         | {
@@ -225,7 +225,7 @@ def test_lifetime_above_its_ceiling() -> None:
 
 
 def test_every_problem_at_once() -> None:
-    """Nobody has to mend one setting to learn about the next."""
+    """All problems are reported together."""
     with pytest.raises(SettingsError) as caught:
         Settings.from_env({"PRUNE_IDLE_DAYS": "0", "PRUNE_MAX_SHARE": "2"})
 
@@ -240,6 +240,6 @@ def test_every_problem_at_once() -> None:
 
 
 def test_both_ways_to_acs() -> None:
-    """Two ways to open one service are one too many."""
+    """Setting both ways to open a service is a problem."""
     with pytest.raises(SettingsError, match="set either ACS_ENDPOINT or ACS_CONNECTION_STRING"):
         Settings.from_env(REQUIRED | {"ACS_CONNECTION_STRING": ACS_BY_KEY})

@@ -8,7 +8,7 @@ from shared.single_flight import SingleFlight
 
 
 class Work:
-    """Work that lasts until it is let go, and counts how often it was begun."""
+    """Work that lasts until it is released, and counts how often it was started."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.begun = 0
@@ -24,7 +24,7 @@ class Work:
 
 
 async def test_shares_what_runs() -> None:
-    """Everyone who asks while it runs gets the one result; who asks later gets a new one."""
+    """All who ask while it runs get the same result; a later call gets a new one."""
     flight, work = SingleFlight[int](), Work()
     asking = [asyncio.create_task(flight.run("ada", work)) for _ in range(50)]
     await asyncio.sleep(0)
@@ -47,7 +47,7 @@ async def test_keys_do_not_wait_for_each_other() -> None:
 
 
 async def test_shares_an_error() -> None:
-    """An error reaches everyone who waits, and the next call starts anew."""
+    """An error reaches all who wait, and the next call starts again."""
     flight, work = SingleFlight[int](), Work(ValueError("no"))
     work.let_go.set()
 
@@ -62,7 +62,7 @@ async def test_shares_an_error() -> None:
 
 
 async def test_first_caller_may_leave() -> None:
-    """The work goes on for the others where the one who began it stops waiting."""
+    """The work goes on for the others if the caller that started it stops waiting."""
     flight, work = SingleFlight[int](), Work()
     first, second = (asyncio.create_task(flight.run("ada", work)) for _ in range(2))
     await asyncio.sleep(0)
@@ -76,7 +76,7 @@ async def test_first_caller_may_leave() -> None:
 
 
 async def test_everybody_may_leave() -> None:
-    """The work is done all the same; its error troubles nobody."""
+    """If no caller waits any more, the work still ends, and its error is not reported."""
     flight, work = SingleFlight[int](), Work(ValueError("no"))
     only = asyncio.create_task(flight.run("ada", work))
     await asyncio.sleep(0)

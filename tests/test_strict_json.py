@@ -1,4 +1,4 @@
-"""Strict JSON: one meaning or none."""
+"""Strict JSON: text with more than one meaning is refused."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from shared.strict_json import MAX_DEPTH, loads_object
     ],
 )
 def test_refuses(raw: bytes) -> None:
-    """Whatever two readers could read in two ways is refused, without being quoted."""
+    """Anything that two readers could understand differently is refused, and not quoted."""
     with pytest.raises(ValueError, match=r"^(not|nested|a) ") as caught:
         loads_object(raw)
 
@@ -77,7 +77,7 @@ def test_takes_what_is_merely_unusual() -> None:
     )
 )
 def test_reads_what_json_writes(value: dict[str, object]) -> None:
-    """Nothing that is well-formed is lost."""
+    """Well-formed objects are read in full."""
     assert value == loads_object(json.dumps(value).encode())
 
 

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 HOUR = timedelta(hours=1)
 UNKNOWN_ID = "8:acs:ac5ac5ac-0000-4000-8000-000000000001_00000005-0000-0000-0000-000000000000"
-# Bodies that are no JSON object, or not as the contract has it.
+# Bodies that are not a JSON object, or do not follow the contract.
 NONSENSE = [
     pytest.param({"body": "{}"}, id="empty object"),
     pytest.param({"body": "null"}, id="null"),
@@ -58,7 +58,7 @@ NONSENSE = [
     pytest.param({"body": "{}", "headers": {"Content-Encoding": "gzip"}}, id="bad compression"),
     pytest.param({"truncate": 20}, id="truncated"),
 ]
-# What a failure of ACS is to the caller, whatever was asked.
+# The error for each failure of ACS, for all operations.
 FAILURES = [
     pytest.param({"status": 400}, UpstreamBadResponseError, id="400"),
     pytest.param({"status": 401}, UpstreamAuthError, id="401"),
@@ -109,7 +109,7 @@ async def acs_id(acs_identity: AcsIdentity) -> str:
 
 @pytest.mark.parametrize(("operation", "call"), CALLS)
 class TestFailures:
-    """What all operations have in common: one answer, one error, no sleep."""
+    """All operations: one request, one error, no sleep."""
 
     @pytest.mark.parametrize(("fault", "error"), FAILURES)
     async def test_status(
@@ -122,7 +122,7 @@ class TestFailures:
         fault: dict[str, Any],
         error: type[BrokerError],
     ) -> None:
-        """A status becomes its error, ACS is asked once, and its words stay here."""
+        """A status becomes its error, ACS is asked once, and its message is not passed on."""
         before = acs.faults.count(operation)
         acs.faults.fail_next(operation, **fault)
 
@@ -152,7 +152,7 @@ class TestFailures:
         status: int,
         error: type[BrokerError],
     ) -> None:
-        """Nobody sleeps for the day that Retry-After asks for; the caller is told of it."""
+        """We do not sleep as long as Retry-After says; the caller is told to wait."""
         before = acs.faults.count(operation)
         acs.faults.fail_next(operation, status=status, headers={"Retry-After": "86400"})
 
@@ -173,7 +173,7 @@ class TestFailures:
         call: Call,
         text: str,
     ) -> None:
-        """A Retry-After that is no number of seconds is not passed on."""
+        """A Retry-After that is not a number of seconds is not passed on."""
         acs.faults.fail_next(operation, status=429, headers={"Retry-After": text})
 
         with pytest.raises(UpstreamThrottledError) as raised:
@@ -202,10 +202,10 @@ async def test_deadlines(acs: AcsEmulator, acs_identity: AcsIdentity, acs_id: st
 
 
 class TestReachability:
-    """ACS is not where we look for it."""
+    """ACS cannot be reached at its endpoint."""
 
     async def test_nobody_there(self) -> None:
-        """Nobody to talk to is 503."""
+        """A refused connection is 503."""
         async with CommunicationIdentityClient(
             "http://127.0.0.1:1", AzureKeyCredential("a2V5")
         ) as client:
@@ -252,7 +252,7 @@ class TestReachability:
 
 
 class TestCreate:
-    """An identity whose creation is not certain is never asked for twice."""
+    """A create is never repeated, since it may have created an identity."""
 
     async def test_id(self, acs: AcsEmulator, acs_identity: AcsIdentity) -> None:
         """It returns the id of a new identity, which has no token."""
@@ -288,7 +288,7 @@ class TestCreate:
         ],
     )
     async def test_bad_id(self, acs: AcsEmulator, acs_identity: AcsIdentity, value: object) -> None:
-        """What is not the id of an ACS identity is not taken for one."""
+        """Something that is not the id of an ACS identity is refused."""
         body = json.dumps({"identity": {"id": value}})
         acs.faults.fail_next("create", status=201, body=body)
 
@@ -296,7 +296,7 @@ class TestCreate:
             await acs_identity.create()
 
     async def test_other_success(self, acs: AcsEmulator, acs_identity: AcsIdentity) -> None:
-        """A 200 in place of the 201 of the contract is not understood."""
+        """A 200 instead of the contract's 201 is refused."""
         body = json.dumps({"identity": {"id": UNKNOWN_ID}})
         acs.faults.fail_next("create", status=200, body=body)
 
@@ -304,7 +304,7 @@ class TestCreate:
             await acs_identity.create()
 
     async def test_not_found(self, acs: AcsEmulator, acs_identity: AcsIdentity) -> None:
-        """A 404 is no word about an identity here: the endpoint is not ACS."""
+        """A 404 does not mean that an identity is gone: the endpoint is not ACS."""
         acs.faults.fail_next("create", status=404)
 
         with pytest.raises(UpstreamBadResponseError):
@@ -340,7 +340,7 @@ class TestIssue:
         assert acs.token_is_valid(issued.token)
 
     async def test_identity_gone(self, acs: AcsEmulator, acs_identity: AcsIdentity) -> None:
-        """An identity that ACS does not know any more is told apart, and asked for once."""
+        """An identity that ACS no longer knows has its own error, and ACS is asked once."""
         with pytest.raises(IdentityGoneError):
             await issue(acs_identity, UNKNOWN_ID)
 
@@ -358,7 +358,7 @@ class TestIssue:
     async def test_not_a_third_time(
         self, acs: AcsEmulator, acs_identity: AcsIdentity, acs_id: str
     ) -> None:
-        """Once more, and then it is 503."""
+        """A connection that breaks twice is 503."""
         acs.faults.fail_next("issue", reset=True, times=2)
 
         with pytest.raises(UpstreamUnavailableError):
@@ -427,7 +427,7 @@ class TestIssue:
         acs_id: str,
         expires_on: Callable[[datetime], object],
     ) -> None:
-        """A token whose end is not what was asked for is not handed out."""
+        """A token with another lifetime than was asked for is not handed out."""
         now = datetime.now(UTC)
         body = json.dumps({"token": "opaque", "expiresOn": expires_on(now)})
         acs.faults.fail_next("issue", body=body)
@@ -449,7 +449,7 @@ class TestIssue:
     async def test_token_of_another(
         self, acs: AcsEmulator, acs_identity: AcsIdentity, acs_id: str, claims: dict[str, Any]
     ) -> None:
-        """A token that says it is for somebody else, or for more, is not handed out."""
+        """A token for another identity, or with more scopes, is not handed out."""
         now = datetime.now(UTC)
         good = {"skypeid": acs_id.removeprefix("8:"), "acsScope": "chat"}
         token = jwt.encode(good | claims, "k" * 32)
@@ -473,7 +473,7 @@ class TestIssue:
     async def test_opaque_token(
         self, acs: AcsEmulator, acs_identity: AcsIdentity, acs_id: str, token: str
     ) -> None:
-        """The token's format is no contract: one that cannot be read is handed on as it is."""
+        """The token's format may change: one that cannot be read is handed on as it is."""
         now = datetime.now(UTC)
         body = json.dumps({"token": token, "expiresOn": str(now + HOUR)})
         acs.faults.fail_next("issue", body=body)
@@ -486,7 +486,7 @@ class TestIssue:
     async def test_no_token(
         self, acs: AcsEmulator, acs_identity: AcsIdentity, acs_id: str, token: object
     ) -> None:
-        """No token is no token, whenever it expires."""
+        """An answer without a usable token is refused, whatever its expiry."""
         now = datetime.now(UTC)
         body = json.dumps({"token": token, "expiresOn": str(now + HOUR)})
         acs.faults.fail_next("issue", body=body)
@@ -506,7 +506,7 @@ class TestIssue:
 
 
 class TestDelete:
-    """What is gone is done."""
+    """Deleting an identity that is gone already succeeds."""
 
     async def test_deletes(self, acs: AcsEmulator, acs_identity: AcsIdentity, acs_id: str) -> None:
         """An identity is deleted, with its tokens."""
@@ -518,14 +518,14 @@ class TestDelete:
         assert not acs.token_is_valid(token)
 
     async def test_gone(self, acs_identity: AcsIdentity, acs_id: str) -> None:
-        """To delete it again is as good."""
+        """Deleting it again succeeds."""
         await acs_identity.delete(acs_id)
         await acs_identity.delete(acs_id)
 
     async def test_reply_lost(
         self, acs: AcsEmulator, acs_identity: AcsIdentity, acs_id: str
     ) -> None:
-        """Where the reply is lost, aiohttp asks again; the 404 it then gets is done, too."""
+        """If the reply is lost, aiohttp asks again; the 404 that it then gets is a success."""
         acs.faults.fail_next("delete", reset=True, after=True)
 
         await acs_identity.delete(acs_id)

@@ -29,7 +29,7 @@ SETTINGS = {"ENTRA_ALLOWED_CLIENT_IDS": WEB_APP.client_id}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the tests of one stack run in one process: starting a stack is what takes time."""
+    """Run the tests of one stack in one process, since starting a stack takes time."""
     for item in items:
         mode = item.callspec.params.get("running") if hasattr(item, "callspec") else None
         item.add_marker(pytest.mark.xdist_group(f"e2e-{mode}"))
@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back over HTTP."""
+    """An answer over HTTP."""
 
     status: int
     headers: Mapping[str, str] = field(repr=False)
@@ -61,7 +61,7 @@ class Running:
     background: BackgroundLoop
 
     def somebody(self, **claims: Any) -> str:
-        """Return an access token of a person of Contoso who was never here before."""
+        """Return an access token of a new person of Contoso."""
         return self.stack.entra.issue_access_token(claims={"oid": str(uuid.uuid4()), **claims})
 
 
@@ -139,7 +139,7 @@ async def app_at() -> AsyncIterator[Callable[[FunctionsHost], Client]]:
 
 @pytest.fixture
 def rewrite_row(running: Running) -> Callable[..., Awaitable[None]]:
-    """Return a function that changes the row of somebody of Contoso, as an operator could."""
+    """Return a function that changes the row of a person of Contoso, as an operator could."""
     endpoint = running.stack.tables.endpoint
 
     def rewrite(object_id: str, changes: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 async def test_issues_tokens_for_one_identity(app: Client, running: Running) -> None:
-    """The first call creates the identity; every later one is for the same."""
+    """The first call creates the identity; later calls use the same one."""
     token = running.somebody()
 
     first = await app.get("/api/token", token)
@@ -37,7 +37,7 @@ async def test_issues_tokens_for_one_identity(app: Client, running: Running) -> 
 
 
 async def test_headers(app: Client, running: Running) -> None:
-    """Nobody on the way keeps a token, or takes it for something else."""
+    """Every answer forbids storing it, and has a definite media type."""
     answer = await app.get("/api/token", running.somebody())
 
     assert "no-store" == answer.headers["Cache-Control"]
@@ -78,7 +78,7 @@ async def test_lifetime(
     ids=["all", "query", "two", "repeated", "collapsed", "empty body"],
 )
 async def test_scopes(app: Client, running: Running, ask: Callable[..., Any], scopes: str) -> None:
-    """Asking can only narrow what the settings allow."""
+    """A request can only narrow what the settings allow."""
     oid = str(uuid.uuid4())
     answer = await ask(app, running.somebody(oid=oid))
 
@@ -99,7 +99,7 @@ async def test_guest_is_somebody_else(app: Client, running: Running) -> None:
 
 
 async def test_same_mail_address_in_another_tenant(app: Client, running: Running) -> None:
-    """Mail addresses and user names are nobody's identity (nOAuth)."""
+    """Mail addresses and user names do not identify a person (nOAuth)."""
     victim = await app.get("/api/token", running.stack.entra.issue_access_token())
     attacker = running.stack.entra.issue_access_token(
         "fadi@fabrikam.example",
@@ -168,7 +168,7 @@ async def test_health(app: Client) -> None:
 async def test_ready_while_acs_is_down(
     app_at: Callable[..., Client], running: Running, another_host: Callable[..., FunctionsHost]
 ) -> None:
-    """ACS being down does not take the service out; restarting it would not help."""
+    """An outage of ACS does not make the service unready; restarting it would not help."""
     running.stack.acs.faults.fail_next(status=503, times=100)
 
     ready = await app_at(another_host()).get("/api/health/ready")

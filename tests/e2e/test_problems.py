@@ -269,7 +269,7 @@ async def test_damaged_row(
     path: str,
     damage: dict[str, Any],
 ) -> None:
-    """What somebody wrote into a row by hand is not taken for an identity."""
+    """A value written into a row by hand is not used as an identity."""
     object_id = str(uuid.uuid4())
     token = running.somebody(oid=object_id)
     await app.get("/api/token", token)
@@ -294,7 +294,7 @@ async def test_lifetime_above_the_settings(
 
 
 async def test_query_beside_a_body(app: Client, running: Running) -> None:
-    """There is one place for each thing."""
+    """A POST takes no query, and /user takes no input at all."""
     assert_problem(
         await app.post("/api/token?scope=voip", running.somebody()), 400, "invalid_request"
     )
@@ -316,7 +316,7 @@ async def test_query_beside_a_body(app: Client, running: Running) -> None:
     ],
 )
 async def test_media_type(app: Client, running: Running, content_type: str) -> None:
-    """JSON by another name could be sent by any page without a preflight."""
+    """Any page could send other media types without a preflight."""
     answer = await app.post(
         "/api/token",
         running.somebody(),
@@ -341,7 +341,7 @@ async def test_media_type_in_any_letters(app: Client, running: Running, content_
 
 
 async def test_payload_too_large(app: Client, running: Running) -> None:
-    """16 KiB are more than enough; so is 16 KiB and a byte."""
+    """A body of 16 KiB is accepted; one more byte is 413."""
     fits = await app.post(
         "/api/token",
         running.somebody(),
@@ -486,7 +486,7 @@ async def test_acs_faults(
 
 
 async def test_acs_drips(app: Client, running: Running) -> None:
-    """A byte now and then keeps no request waiting for ever."""
+    """An answer that comes byte by byte does not keep a request waiting forever."""
     token = running.somebody()
     await app.get("/api/token", token)
     running.stack.acs.faults.fail_next("issue", drip=0.5)
@@ -522,7 +522,7 @@ async def test_lost_reply_to_create(app: Client, running: Running) -> None:
 
 
 async def test_identity_gone(app: Client, running: Running) -> None:
-    """An identity that was deleted behind our back is not silently replaced."""
+    """An identity that was deleted in ACS is not silently replaced."""
     token = running.somebody()
     issued = await app.get("/api/token", token)
     del running.stack.acs.identities[issued.json["user"]["id"]]
@@ -544,7 +544,7 @@ async def test_identity_gone(app: Client, running: Running) -> None:
 async def test_table_faults(
     app: Client, running: Running, fault: dict[str, Any], times: int
 ) -> None:
-    """When the table cannot be read, nobody is taken for new: no identity is created."""
+    """When the table cannot be read, no identity is created."""
     token = running.somebody()
     running.stack.tables.faults.fail_next("table_read", times=times, **fault)
     started = time.monotonic()
@@ -559,7 +559,7 @@ async def test_table_faults(
 
 
 async def test_insert_answered_after_all(app: Client, running: Running) -> None:
-    """503, then 409 for our own first attempt: the nonce tells that the row is ours."""
+    """503, then 409 because of our own first attempt: the nonce shows that the row is ours."""
     running.stack.tables.faults.fail_next("table_insert", status=503, after=True)
 
     assert 200 == (await app.get("/api/token", running.somebody())).status
@@ -567,7 +567,7 @@ async def test_insert_answered_after_all(app: Client, running: Running) -> None:
 
 
 async def test_update_answered_after_all(app: Client, running: Running) -> None:
-    """503, then 412 for our own first attempt, likewise."""
+    """503, then 412 because of our own first attempt: likewise."""
     running.stack.tables.faults.fail_next("table_update", status=503, after=True)
 
     assert 200 == (await app.get("/api/token", running.somebody())).status
@@ -577,7 +577,7 @@ async def test_update_answered_after_all(app: Client, running: Running) -> None:
 async def test_busy(
     app: Client, running: Running, rewrite_row: Callable[..., Awaitable[None]]
 ) -> None:
-    """Somebody else is creating the identity, and takes long."""
+    """Another request is creating the identity, and takes long."""
     object_id = str(uuid.uuid4())
     now = datetime.now(UTC)
     await rewrite_row(
@@ -680,7 +680,7 @@ class TestSigningKeys:
         running: Running,
         another_host: Callable[..., FunctionsHost],
     ) -> None:
-        """No instance gets traffic that it cannot serve."""
+        """An instance without keys is not ready."""
         host = another_host()
         running.stack.entra.faults.fail_next("jwks", status=500, times=9)
 
@@ -738,7 +738,7 @@ async def test_misconfigured(
 
 
 async def test_control_characters(running: Running) -> None:
-    """A header that is no HTTP is refused by the server, which keeps the token to itself."""
+    """The server refuses a header that is not HTTP, and does not log the token in it."""
     token = running.somebody()
     host, port = running.host.url.removeprefix("http://").split(":")
     for odd in (b"\x00", b"\x01", b"\x1b", b"\r\n "):
@@ -756,7 +756,7 @@ async def test_control_characters(running: Running) -> None:
 
 
 async def test_no_token_in_any_log(app: Client, running: Running) -> None:
-    """After all that went wrong above, and once more here."""
+    """No token is in the log after all the failures above, and one more here."""
     token = running.somebody()
     signature = token.rsplit(".", 1)[1]
     running.stack.acs.faults.fail_next("issue", status=500)

@@ -1,4 +1,4 @@
-"""Entra access tokens: what is refused, and what must pass however odd it looks."""
+"""Entra access tokens: which are refused, and which must be accepted, however odd they look."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ async def test_returns_the_caller(
 
 
 class TestPasses:
-    """What Entra really issues."""
+    """Tokens as Entra really issues them."""
 
     @pytest.mark.parametrize(
         "changes",
@@ -157,7 +157,7 @@ class TestPasses:
         not_before: int,
         expires: int,
     ) -> None:
-        """Lifetimes from minutes to 28 hours, by a clock a little off."""
+        """Lifetimes from minutes to 28 hours are accepted, with clocks a little off."""
         now = epoch()
         token = issue_access_token(iat=now + issued, nbf=now + not_before, exp=now + expires)
 
@@ -221,7 +221,7 @@ class TestPasses:
 
 
 class TestRefusesHeaders:
-    """The JOSE header, before any key is looked up."""
+    """A bad JOSE header is refused before any key is looked up."""
 
     @pytest.mark.parametrize(
         "header",
@@ -266,7 +266,7 @@ class TestRefusesHeaders:
     async def test_not_one_object(
         self, validator: AccessTokenValidator, issuer: TokenIssuer, raw: bytes
     ) -> None:
-        """A header that two readers could read in two ways."""
+        """A header that two readers could understand differently is refused."""
         kid = issuer.keys[0].kid.encode()
         _, payload, _ = issuer.issue_access_token().split(".")
         signed = f"{base64url(raw.replace(b'%s', kid))}.{payload}"
@@ -277,7 +277,7 @@ class TestRefusesHeaders:
 
 
 class TestRefusesShapes:
-    """Anything but three canonical base64url segments."""
+    """Anything but three canonical base64url segments is refused."""
 
     @pytest.mark.parametrize(
         "change",
@@ -335,7 +335,7 @@ class TestRefusesShapes:
 
 
 class TestRefusesSignatures:
-    """Anything that the key did not sign."""
+    """Anything that the key did not sign is refused."""
 
     @pytest.mark.parametrize(
         "change",
@@ -424,7 +424,7 @@ class TestRefusesSignatures:
 
 
 class TestRefusesPayloads:
-    """Signed bytes that are not one strict JSON object."""
+    """Signed bytes that are not one strict JSON object are refused."""
 
     @pytest.mark.parametrize(
         "change",
@@ -593,7 +593,7 @@ class TestRefusesClaims:
 
 
 class TestRefusesPeopleAndApps:
-    """The token is good, and still no."""
+    """The token is valid, but its person or app may not use the service."""
 
     @pytest.mark.parametrize("tenant_id", [OTHER_TENANT, CONSUMERS])
     async def test_tenant(
@@ -660,7 +660,7 @@ class TestRefusesPeopleAndApps:
         assert "access_as_user" == caught.value.challenge()["scope"]
 
     async def test_app_only(self, validator: AccessTokenValidator, issuer: TokenIssuer) -> None:
-        """An app on its own is nobody who could have an identity."""
+        """A token of an app without a user is refused."""
         with pytest.raises(InsufficientScopeError):
             await validate(validator, issuer.issue_access_token(None))
 
@@ -695,7 +695,7 @@ any_json = st.recursive(
 def test_any_claims(
     issuer: TokenIssuer, entra_settings: EntraSettings, now: datetime, changes: dict[str, Any]
 ) -> None:
-    """Whatever the claims hold, the answer is a caller or one of our errors."""
+    """Whatever the claims hold, the result is a caller or one of our errors."""
     token = issuer.issue_access_token()
     claims = jwt.decode(token, options={"verify_signature": False})
     key = SigningKey(issuer.keys[0].private_key.public_key(), issuer.issuer("{tenantid}"))

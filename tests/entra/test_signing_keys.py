@@ -102,7 +102,7 @@ class TestFetching:
     async def test_known_key_never_waits(
         self, entra: EntraEmulator, keys: SigningKeys, known: str
     ) -> None:
-        """A key that is known is there at once, also while the set is being fetched."""
+        """A known key is returned at once, even while the set is being fetched."""
         await keys.get(known)
         entra.faults.fail_next(KEYS, delay=1)
         fetching = asyncio.create_task(keys.get("another"))
@@ -128,7 +128,7 @@ class TestFetching:
     async def test_first_caller_leaves(
         self, entra: EntraEmulator, keys: SigningKeys, known: str
     ) -> None:
-        """The fetch goes on for the others where the caller who began it is cancelled."""
+        """The fetch goes on for the others if the caller that started it is cancelled."""
         entra.faults.fail_next(KEYS, delay=0.2)
         first, *others = [asyncio.create_task(keys.get(known)) for _ in range(5)]
         await until(lambda: entra.faults.count(KEYS) == 1)
@@ -142,7 +142,7 @@ class TestFetching:
     async def test_waits_two_seconds_at_most(
         self, entra: EntraEmulator, keys: SigningKeys, known: str
     ) -> None:
-        """A caller gets 503 while a slow fetch goes on; what it brings serves the next."""
+        """A caller gets 503 while a slow fetch goes on; its result serves the next caller."""
         entra.faults.fail_next(KEYS, delay=2.5)
         async with asyncio.timeout(2.45):
             with pytest.raises(KeysUnavailableError):
@@ -215,10 +215,10 @@ class TestFetching:
 
 
 class TestUnknownIds:
-    """A flood of ids that nobody has costs Entra next to nothing."""
+    """A flood of unknown key ids costs Entra next to nothing."""
 
     async def test_flood(self, entra: EntraEmulator, keys: SigningKeys, known: str) -> None:
-        """Entra healthy: all are refused, after three fetches at most; who is known is served."""
+        """Entra healthy: unknown ids are refused after three fetches; known ones are served."""
         for position in range(200):
             with pytest.raises(InvalidTokenError):
                 await keys.get(f"unknown-{position}")
@@ -236,7 +236,7 @@ class TestUnknownIds:
         assert 3 >= entra.faults.count(KEYS)
 
     async def test_flood_while_entra_is_down(self, entra: EntraEmulator, keys: SigningKeys) -> None:
-        """Entra down: nobody can tell, so all get 503; attempts count, not successes."""
+        """Entra down: all get 503, and failed fetches count against the budget."""
         entra.faults.fail_next(METADATA, status=503, times=1000)
         for position in range(200):
             with pytest.raises(KeysUnavailableError):
@@ -306,7 +306,7 @@ class TestUnknownIds:
     async def test_old_set_and_no_budget(
         self, keys: SigningKeys, known: str, clock: Clock, entra: EntraEmulator
     ) -> None:
-        """Where the set is too old to rely upon and may not be fetched, nobody can tell."""
+        """If the set is not fresh and may not be fetched, an unknown id is 503, not refused."""
         await keys.get(known)
         entra.faults.fail_next(KEYS, status=500, times=3)
         for position in range(3):
@@ -320,7 +320,7 @@ class TestUnknownIds:
     async def test_memory_is_bounded(
         self, keys: SigningKeys, entra: EntraEmulator, clock: Clock
     ) -> None:
-        """The longest unseen of 1,024 unknown ids is forgotten; the next ones are not."""
+        """After 1,024 unknown ids the oldest is forgotten, but the budget for fetches holds."""
         for position in range(signing_keys.MAX_UNKNOWN + 1):
             with pytest.raises(InvalidTokenError):
                 await keys.get(f"unknown-{position}")
@@ -469,7 +469,7 @@ FAULTS: list[tuple[str, Callable[[EntraEmulator], Fault]]] = [
 
 @pytest.mark.parametrize("fault", [fault for _, fault in FAULTS], ids=[name for name, _ in FAULTS])
 class TestBadDocuments:
-    """Whatever Entra's host answers, nothing but 503 comes of it, and good keys stay."""
+    """Whatever Entra's host answers, the result is 503, and good keys stay."""
 
     async def test_cold(
         self,
@@ -569,7 +569,7 @@ class TestBadHosts:
     async def test_keys_elsewhere(
         self, entra: EntraEmulator, keys: SigningKeys, known: str, entra_keys: list[EntraKey]
     ) -> None:
-        """Metadata that point to good keys on another host are refused; nobody asks there."""
+        """Metadata that point to keys on another host are refused, and that host is not asked."""
         other = EntraEmulator(keys=entra_keys)
         async with serve(other.application()) as url:
             other.url = entra.url
@@ -626,7 +626,7 @@ class TestLastKnownGood:
     async def test_outage_is_told_by_each_request(
         self, entra: EntraEmulator, keys: SigningKeys, known: str, clock: Clock
     ) -> None:
-        """Where the keys are not refreshed, the requests that they serve say how old they are."""
+        """If the keys are not refreshed, the requests' audit lines say how old they are."""
         await keys.get(known)
         entra.faults.fail_next(status=503, times=99)
         told = []
@@ -641,7 +641,7 @@ class TestLastKnownGood:
     async def test_without_keys_there_is_no_age(
         self, entra: EntraEmulator, keys: SigningKeys, known: str
     ) -> None:
-        """An instance that never had keys tells how long it waited for them, and no age."""
+        """An instance that never had keys logs how long it waited for them, and no age."""
         entra.faults.fail_next(status=503, times=99)
         with audit.decision() as noted, suppress(KeysUnavailableError):
             await keys.get(known)
@@ -765,7 +765,7 @@ class TestUsableKeys:
 
     @pytest.mark.parametrize("name", sorted(signing_keys._PRIVATE_MEMBERS))  # noqa: SLF001 - each one
     def test_private_key(self, good: dict[str, Any], name: str) -> None:
-        """Who publishes a private key cannot be relied upon: the whole set is refused."""
+        """A set with a private key is refused as a whole."""
         leaked = good | {"kid": "leaked", name: "AQ"}
 
         with pytest.raises(ValueError, match="public keys"):

@@ -28,7 +28,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 @pytest.fixture(scope="session")
 def js() -> Path:
-    """The folder of the JavaScript clients, with its packages as the lock file has them."""
+    """The folder of the JavaScript clients, with the packages in its lock file installed."""
     install(JS, "the JavaScript clients")
     return JS
 

@@ -96,7 +96,7 @@ class TestGetOrCreate:
         assert clock.now == row["lastUsedOn"]
 
     async def test_others(self, identities: Identities) -> None:
-        """Another person, and the same object id in another tenant, have their own."""
+        """Another person, and the same object id in another tenant, get their own identity."""
         made = [
             await identities.get_or_create(Person(tenant_id * 36, object_id * 36))
             for tenant_id, object_id in product("ab", "cd")
@@ -137,7 +137,7 @@ class TestConcurrency:
         person: Person,
         delay: float,
     ) -> None:
-        """Twenty-five in each of two processes: one identity, and everybody gets it."""
+        """Twenty-five in each of two processes: all get the same identity."""
         acs.faults.fail_next("create", delay=delay)
         made = await asyncio.gather(
             *(each.get_or_create(person) for each in [identities, another] * 25)
@@ -182,7 +182,7 @@ class TestConcurrency:
     async def test_busy(
         self, acs_identity: AcsIdentity, store: Store, person: Person, clock: Clock
     ) -> None:
-        """While somebody else holds the lease, the caller is asked to come back soon."""
+        """While another process holds the lease, the caller is told to try again soon."""
         identities = Identities(
             acs=acs_identity, mappings=store.mappings, clock=clock, poll_seconds=0
         )
@@ -196,7 +196,7 @@ class TestConcurrency:
 
 
 class TestFailures:
-    """What a service that fails leaves behind."""
+    """What is left behind when a service fails."""
 
     @pytest.mark.parametrize(
         ("fault", "error", "unreferenced"),
@@ -241,7 +241,7 @@ class TestFailures:
         clock: Clock,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """The caller hears of ACS; the lease that cannot be given back runs out."""
+        """The caller is told of ACS's failure; the lease that cannot be given back runs out."""
         acs.faults.fail_next("create", status=500)
         store.faults.fail_next("table_update", status=500, times=2)
         with pytest.raises(UpstreamUnavailableError):
@@ -257,7 +257,7 @@ class TestFailures:
     async def test_table_fails(
         self, identities: Identities, acs: AcsEmulator, store: Store, person: Person, fault: Any
     ) -> None:
-        """Where the table cannot be read, nothing is created."""
+        """If the table cannot be read, nothing is created."""
         store.faults.fail_next("table_read", times=10, **fault)
 
         with pytest.raises(StorageUnavailableError):
@@ -267,7 +267,7 @@ class TestFailures:
     async def test_no_table(
         self, identities: Identities, acs: AcsEmulator, store: Store, person: Person
     ) -> None:
-        """A table that somebody dropped is no reason to create identities."""
+        """If the table is missing, no identities are created."""
         await store.rows.delete_table()
 
         with pytest.raises(StorageUnavailableError):
@@ -295,7 +295,7 @@ class TestFailures:
         clock: Clock,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """An identity the row was never told of is logged with its id, and never gets a token."""
+        """An identity that could not be written to the row is logged, and never gets a token."""
         store.faults.fail_next("table_update", status=500, times=2)
         with pytest.raises(StorageUnavailableError):
             await identities.get_or_create(person)
@@ -393,7 +393,7 @@ class TestInterrupted:
         clock: Clock,
         fault: dict[str, Any],
     ) -> None:
-        """Where ACS does not delete it, the ledger keeps it, and nobody is refused for that."""
+        """If ACS does not delete it, it stays in the ledger, and no request is refused for that."""
         acs.faults.fail_next("create", delay=0.5)
         acs.faults.fail_next("delete", **fault)
         slow = asyncio.create_task(identities.get_or_create(person))
@@ -451,7 +451,7 @@ class TestEnd:
     async def test_used_meanwhile(
         self, identities: Identities, acs: AcsEmulator, person: Person, clock: Clock
     ) -> None:
-        """A use that was noted since the row was read saves the identity."""
+        """A use recorded since the row was read saves the identity."""
         idle = await identities.get_or_create(person)
         clock.advance(days=100)
         used = await identities.get_or_create(person)
@@ -468,7 +468,7 @@ class TestEnd:
         person: Person,
         clock: Clock,
     ) -> None:
-        """A request that comes after the claim waits, and makes a new identity."""
+        """A request that comes after the claim waits, and creates a new identity."""
         idle = await identities.get_or_create(person)
         clock.advance(days=100)
         acs.faults.fail_next("delete", delay=0.2)
@@ -485,7 +485,7 @@ class TestEnd:
     async def test_acs_fails(
         self, identities: Identities, acs: AcsEmulator, store: Store, person: Person
     ) -> None:
-        """Where ACS fails, the intent stays in the row; the next request carries it out at once."""
+        """If ACS fails, the row stays `deleting`, and the next request finishes it at once."""
         made = await identities.get_or_create(person)
         acs.faults.fail_next("delete", status=503)
         with pytest.raises(UpstreamUnavailableError):
@@ -499,7 +499,7 @@ class TestEnd:
 
 
 class CrashError(BaseException):
-    """The process is gone: nothing of it runs any more, no handler either."""
+    """The process is gone: nothing of it runs any more, not even an exception handler."""
 
 
 ADA = Person("3e7a1c52-90b4-4d6f-8a21-5c0d9e4b7f10", "0aa1b2c3-0000-4000-8000-000000000001")
@@ -508,7 +508,7 @@ IDLE = timedelta(days=90)
 
 @dataclass
 class World:
-    """A model of both services."""
+    """A model of ACS and Table Storage."""
 
     clock: Clock = field(default_factory=Clock)
     rows: dict[Person, IdentityMapping] = field(default_factory=dict)
@@ -521,7 +521,7 @@ class World:
     faults: int = 0
 
     def check(self) -> None:
-        """What must hold at any time: a token that was handed out is of the person's identity."""
+        """Check what must always hold: a token handed out is for the person's identity."""
         assert len(self.served) <= 1
         assert self.served <= {mapping.acs_id for mapping in self.rows.values()} & self.alive
 
@@ -541,7 +541,7 @@ class World:
 
 
 def world_of(state: str) -> World:
-    """Return a world in which something has gone before."""
+    """Return a world with a history."""
     world = World(alive={"old"}, recorded={"old"})
     long_ago = world.clock() - IDLE - timedelta(days=1)
     old = mapping_of(ADA, long_ago, acs_id="old", etag="0", lease_until=long_ago)
@@ -691,7 +691,7 @@ class Process:
 
 
 async def open_gate(_error: type[BrokerError]) -> None:
-    """Let everything through."""
+    """Let every call succeed."""
 
 
 async def settle(world: World) -> None:
@@ -707,7 +707,7 @@ async def settle(world: World) -> None:
 
 
 class TestEveryCrash:
-    """A process may end, or a reply be lost, before and after each thing it does."""
+    """A process may crash, or a reply may be lost, before and after each of its steps."""
 
     @pytest.mark.parametrize("state", STATES)
     @pytest.mark.parametrize("work", [Process.request, Process.prune], ids=["request", "prune"])
@@ -715,7 +715,7 @@ class TestEveryCrash:
     async def test_recovers(
         self, state: str, work: Callable[[Process], Coroutine[None, None, None]], how: str
     ) -> None:
-        """Wherever it happens, what comes later puts everything in order."""
+        """Wherever that happens, later requests and the timer put everything in order."""
         points = 0
         happened = True
         while happened:
@@ -737,7 +737,7 @@ class TestEveryCrash:
 
 
 class Schedule:
-    """Lets one of several processes do its next step at a time, by choice."""
+    """Lets one process at a time, of several, do its next step."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -745,7 +745,7 @@ class Schedule:
         self._running: list[asyncio.Task[None]] = []
 
     def start(self, work: Callable[[Process], Coroutine[None, None, None]]) -> None:
-        """Begin something in a process of its own."""
+        """Start some work in a process of its own."""
         self._running.append(asyncio.create_task(work(Process(self._world, self._gate))))
 
     async def _gate(self, error: type[BrokerError]) -> None:
@@ -771,7 +771,7 @@ class Schedule:
         return True
 
     async def outcomes(self) -> list[BaseException | None]:
-        """Return how each has ended."""
+        """Return the outcome of each process."""
         return await asyncio.gather(*self._running, return_exceptions=True)
 
 
@@ -785,7 +785,7 @@ class TestEverySchedule:
     @settings(max_examples=400)
     @given(state=st.sampled_from(STATES), choices=CHOICES)
     def test_holds(self, state: str, choices: list[tuple[str, int]]) -> None:
-        """Nobody gets a token of an identity that is not, or does not stay, the person's."""
+        """Tokens are handed out only for the identity that is, and stays, the person's."""
 
         async def play() -> None:
             world = world_of(state)

@@ -73,7 +73,7 @@ def mappings(store: Store) -> IdentityMappings:
 
 
 class TestRoundTrip:
-    """What was written is what is read."""
+    """Rows are read as they were written."""
 
     @pytest.mark.parametrize(
         "changes",
@@ -102,7 +102,7 @@ class TestRoundTrip:
         assert inserted == await mappings.read(person)
 
     async def test_absent(self, mappings: IdentityMappings, person: Person) -> None:
-        """Somebody without a row has none."""
+        """A person without a row has no mapping."""
         assert await mappings.read(person) is None
 
     async def test_row(
@@ -121,7 +121,7 @@ class TestRoundTrip:
     async def test_insert_is_for_the_first(
         self, mappings: IdentityMappings, person: Person, now: datetime
     ) -> None:
-        """Where somebody else was first, nothing is written."""
+        """If another writer was first, nothing is written."""
         first = await mappings.insert(mapping_of(person, now))
 
         assert await mappings.insert(mapping_of(person, now, acs_id="other")) is None
@@ -130,7 +130,7 @@ class TestRoundTrip:
     async def test_change_is_conditional(
         self, mappings: IdentityMappings, person: Person, now: datetime
     ) -> None:
-        """A change of what somebody else has changed meanwhile writes nothing."""
+        """Nothing is written if another writer has changed the row meanwhile."""
         before = await mappings.insert(mapping_of(person, now))
         assert before is not None
         changed = await mappings.change(before, generation=2)
@@ -152,7 +152,7 @@ class TestRoundTrip:
     async def test_remove_is_conditional(
         self, mappings: IdentityMappings, person: Person, now: datetime
     ) -> None:
-        """A row that somebody changed stays; one that is gone is as good."""
+        """A row that another writer changed stays; removing one that is gone is no error."""
         before = await mappings.insert(mapping_of(person, now))
         assert before is not None
         changed = await mappings.change(before, generation=2)
@@ -165,7 +165,7 @@ class TestRoundTrip:
         await mappings.remove(changed)
 
     async def test_ledger(self, mappings: IdentityMappings, store: Store, now: datetime) -> None:
-        """An orphan is in the ledger once, until it is struck off."""
+        """An orphan is in the ledger once, until it is removed."""
         for _ in range(2):
             await mappings.add_orphan(ACS_ID, reason="lost_lease", now=now)
 
@@ -178,7 +178,7 @@ class TestRoundTrip:
 
 @EVERY_METHOD
 class TestFailures:
-    """No failure is taken for an absence."""
+    """A failure never means that a row does not exist."""
 
     @pytest.mark.parametrize(
         "fault",
@@ -214,17 +214,17 @@ class TestFailures:
 
 
 class TestAbsence:
-    """Whom the table does not know, and what only looks like that."""
+    """People without a row, and answers that only look like that."""
 
     @pytest.fixture(params=["read", "insert", "change", "count", "idle", "add_orphan", "orphans"])
     def method(self, request: pytest.FixtureRequest) -> tuple[str, Call]:
-        """What must not take such an answer for an absence; to delete what is gone is done."""
+        """The methods that must raise on such an answer; deleting what is gone is no error."""
         return METHODS[request.param]
 
     async def test_no_table(
         self, store: Store, person: Person, now: datetime, method: tuple[str, Call]
     ) -> None:
-        """A table that is not there says nothing about a person."""
+        """A missing table does not mean that a person has no row."""
         await store.rows.delete_table()
         await store.ledger.delete_table()
 
@@ -234,7 +234,7 @@ class TestAbsence:
     async def test_not_found_by_somebody_else(
         self, store: Store, person: Person, now: datetime, method: tuple[str, Call]
     ) -> None:
-        """A 404 that is not Table Storage's own says nothing about a person either."""
+        """Nor does a 404 that is not Table Storage's own."""
         page = {"status": 404, "body": "<html>", "content_type": "text/html"}
         store.faults.fail_next("*", times=20, **page)
 
@@ -266,7 +266,7 @@ class TestAbsence:
 
 
 class TestRetries:
-    """What may pass is tried again, and a write that got through is recognised."""
+    """Passing failures are retried, and a write that succeeded is recognised."""
 
     @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
     async def test_read_again(
@@ -281,7 +281,7 @@ class TestRetries:
 
     @pytest.mark.parametrize("status", [400, 401, 403])
     async def test_not_again(self, store: Store, person: Person, status: int) -> None:
-        """What will not pass is not tried again."""
+        """Lasting failures are not retried."""
         store.faults.fail_next("table_read", status=status)
 
         with pytest.raises(StorageUnavailableError):
@@ -289,7 +289,7 @@ class TestRetries:
         assert 1 == store.faults.count("table_read")
 
     async def test_slow_read(self, store: Store, person: Person, now: datetime) -> None:
-        """A read that hangs is given up and tried again."""
+        """A read that hangs is given up and repeated."""
         inserted = await store.mappings.insert(mapping_of(person, now))
         store.faults.fail_next("table_read", delay=5)
 
@@ -309,7 +309,7 @@ class TestRetries:
     async def test_write_is_recognised(
         self, store: Store, person: Person, now: datetime, fault: dict[str, Any]
     ) -> None:
-        """A write whose first answer is lost or late is ours, by its nonce, and done once."""
+        """A write whose first answer is lost or late is recognised by its nonce, and done once."""
         store.faults.fail_next("table_insert", **fault)
         inserted = await store.mappings.insert(mapping_of(person, now))
         assert inserted is not None
@@ -330,7 +330,7 @@ class TestRetries:
     async def test_write_of_unknown_outcome(
         self, store: Store, person: Person, now: datetime, operation: str
     ) -> None:
-        """Where every answer is lost, the row tells that the write was done."""
+        """If every answer is lost, the row shows that the write was done."""
         before = await store.mappings.insert(mapping_of(Person(person[0], person[1]), now))
         assert before is not None
         if operation == "table_insert":
@@ -346,7 +346,7 @@ class TestRetries:
         assert written == await store.mappings.read(person)
 
     async def test_somebody_else_between(self, store: Store, person: Person, now: datetime) -> None:
-        """A write that failed once and then finds somebody else's row is not ours."""
+        """If a write fails once and then finds another writer's row, it was not done."""
         store.faults.fail_next("table_insert", delay=0.1, status=503)
         writing = asyncio.create_task(store.mappings.insert(mapping_of(person, now)))
         await asyncio.sleep(0.05)
@@ -360,7 +360,7 @@ class TestRetries:
     async def test_row_cannot_be_read_back(
         self, store: Store, person: Person, now: datetime
     ) -> None:
-        """Without the row there is no telling whose it is: 503, and no second write."""
+        """If the row cannot be read after a conflict, it is 503, and the write is not repeated."""
         await store.put(mapping_of(person, now))
         store.faults.fail_next("table_read", status=503, times=3)
 
@@ -369,7 +369,7 @@ class TestRetries:
         assert 1 == store.faults.count("table_insert")
 
     async def test_orphan_is_entered_in_spite_of(self, store: Store, now: datetime) -> None:
-        """Entering an orphan is tried again: it must not be lost."""
+        """Adding an orphan is retried, so that it is not lost."""
         store.faults.fail_next("table_update", reset=True)
 
         await store.mappings.add_orphan(ACS_ID, reason="test", now=now)
@@ -395,7 +395,7 @@ class TestUnreadable:
     async def test_answer(
         self, store: Store, person: Person, now: datetime, fault: dict[str, Any]
     ) -> None:
-        """A 200 that makes no sense is no absence."""
+        """A 200 that makes no sense does not mean that a row does not exist."""
         await store.put(mapping_of(person, now))
         store.faults.fail_next("table_read", times=3, **fault)
 
@@ -422,7 +422,7 @@ class TestUnreadable:
     async def test_row(
         self, store: Store, person: Person, now: datetime, changes: dict[str, Any]
     ) -> None:
-        """A row that cannot be read is 503 for its person."""
+        """A row that cannot be read is 503 for that person."""
         await store.put(mapping_of(person, now), **changes)
 
         with pytest.raises(StorageUnavailableError):
@@ -437,7 +437,7 @@ class TestUnreadable:
         changes: dict[str, Any],
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """For the timer, a row that cannot be read is one to leave alone, and to mention."""
+        """The timer skips a row that cannot be read, and logs it."""
         long_ago = now - timedelta(days=100)
         other = Person(person.tenant_id, f"ff{person.object_id[2:]}")
         for who in (Person(person.tenant_id, f"00{person.object_id[2:]}"), other):
@@ -467,7 +467,7 @@ class TestUnreadable:
         assert person.object_id in caplog.messages[0]
 
     async def test_page(self, store: Store, now: datetime) -> None:
-        """A page that makes no sense ends the list with an error, not early."""
+        """A page that makes no sense is an error, and not the end of the list."""
         for body in ("[]", "{", "<html>", ""):
             store.faults.fail_next("table_query", body=body)
             with pytest.raises(StorageUnavailableError):
@@ -475,10 +475,10 @@ class TestUnreadable:
 
 
 class TestLists:
-    """What the timer works through."""
+    """The lists that the timer works through."""
 
     async def test_selection(self, store: Store, now: datetime) -> None:
-        """Idle are the active rows not used since; interrupted those with a lease run out."""
+        """Idle rows are active and not used since; interrupted ones have an expired lease."""
         second = timedelta(seconds=1)
         people = {
             name: Person("3e7a1c52-90b4-4d6f-8a21-5c0d9e4b7f10", f"{position:032x}")
@@ -537,7 +537,7 @@ class TestLists:
             assert ["a", "b"] == await every(mappings.orphans())
 
     async def test_failure_on_a_later_page(self) -> None:
-        """What came before is yielded, then the failure is raised."""
+        """The rows before a failure are yielded, then it is raised."""
         answers = [web.json_response({"value": [{"PartitionKey": "o", "RowKey": "a"}]})]
         answers[0].headers["x-ms-continuation-NextPartitionKey"] = "1"
         answers[0].headers["x-ms-continuation-NextRowKey"] = "r"
@@ -556,7 +556,7 @@ class TestServerTime:
     """Table Storage's own clock."""
 
     async def test_now(self, store: Store) -> None:
-        """It is the time, by a service on the same computer."""
+        """On the same computer, it is the same time."""
         offset = await store.mappings.server_time() - datetime.now(UTC)
 
         assert abs(offset) < timedelta(seconds=5)

@@ -63,7 +63,7 @@ async def outlived(req: func.HttpRequest) -> func.HttpResponse:
 
 
 def run(folder: Path, calls: list[dict[str, Any]], **settings: str) -> dict[str, Any]:
-    """Load an app in Microsoft's runtime, make calls, and return what the worker program tells."""
+    """Load an app in Microsoft's runtime, make calls, and return what the worker program prints."""
     worker = subprocess.run(  # noqa: S603 - our own program
         [sys.executable, str(Path(__file__).with_name("worker.py")), str(folder)],
         input=json.dumps(calls),
@@ -119,7 +119,7 @@ class TestSmallApp:
 
 
 class TestLog:
-    """What reaches an operator once an invocation has ended."""
+    """Which lines reach an operator once an invocation has ended."""
 
     def test_outlived(self, tmp_path: Path) -> None:
         """The host would drop each late record; the audit line is printed, and so arrives."""
@@ -141,7 +141,7 @@ class TestBroker:
     """This repository's function_app.py."""
 
     def test_loads_and_answers(self) -> None:
-        """The app is indexed without settings, and answers what needs no dependency."""
+        """The app is indexed without settings, and answers requests that need no other service."""
         result = run(REPOSITORY, [http("health"), http("openapi"), http("token")])
         functions, [healthy, contract, refused] = result["functions"], result["answers"]
 

@@ -107,7 +107,7 @@ class HostLog(logging.Handler):
 
 
 async def invoke_and_listen(function: Any, log: HostLog) -> None:
-    """Call a function that takes a request, as the worker does that is written in Rust."""
+    """Call a function that takes a request, as the worker that is written in Rust does."""
     invocation_id = str(uuid.uuid4())
     log.running.add(invocation_id)
     empty = Datum("", "string")

@@ -53,7 +53,7 @@ def resolve(index: Index, tmp_path: Path) -> Resolve:
 
 @each_lock
 def test_installed(lock: str) -> None:
-    """What is installed here is what the lock pins, so the index wants what the real one wants."""
+    """The installed packages are those in the lock, so the index has the real requirements."""
     pins = pinned_here(lock)
     assert pins
     assert pins == {Pin(pin.name, version(pin.name)) for pin in pins}
@@ -62,7 +62,7 @@ def test_installed(lock: str) -> None:
 @each_lock
 @pytest.mark.parametrize("pip", ["oldest-pip", "newest-pip"])
 def test_newer_releases(resolve: Resolve, tmp_path: Path, pip: str, lock: str) -> None:
-    """Whatever is released later, the lock can be installed, and brings the same versions."""
+    """The lock can be installed, with the same versions, whatever is released later."""
     finished = resolve(pip, lock)
 
     assert 0 == finished.returncode, finished.stderr

@@ -116,7 +116,7 @@ class AioCredential(Credential):
 
 @pytest.fixture(scope="session")
 def signer() -> Signer:
-    """Return what stands in for Entra."""
+    """Return the stand-in for Entra."""
     return Signer()
 
 
@@ -200,7 +200,7 @@ class TestPythonClients:
     async def test_sync_bearer(
         self, acs_tls: AcsEmulator, signer: Signer, certificates: Certificates
     ) -> None:
-        """The sync client comes with an Entra token, over TLS."""
+        """The sync client uses an Entra token, over TLS."""
         credential = Credential(signer.sign(IDENTITY_API))
         authority = str(certificates.authority_file)
         with RequestsTransport(connection_verify=authority) as transport:
@@ -237,7 +237,7 @@ class TestPythonClients:
         assert {} == emulator.identities
 
     async def test_teams_user(self, acs: AcsEmulator, client: AioClient, signer: Signer) -> None:
-        """A Teams user's Entra token becomes an ACS token that ends with it."""
+        """A Teams user's Entra token becomes an ACS token that expires at the same time."""
         teams_token = signer.sign(TEAMS, scp="Teams.ManageCalls Teams.ManageChats")
 
         token = (await client.get_token_for_teams_user(teams_token, APP, ADA)).token
@@ -268,7 +268,7 @@ class TestPythonClients:
         body: dict[str, Any],
         expected: tuple[int, str],
     ) -> None:
-        """The token must be good, and of the user and the app that the body names."""
+        """The token must be valid, and name the user and the app in the body."""
         token = signer.sign(TEAMS, **({"scp": "Teams.ManageCalls"} | changes))
         good = {"aad_token": token, "client_id": APP, "user_object_id": ADA}
         with pytest.raises(HttpResponseError) as caught:
@@ -278,10 +278,10 @@ class TestPythonClients:
 
 
 class TestFaults:
-    """Each fault, as the real client sees it."""
+    """How the real client reacts to each fault."""
 
     async def test_status(self, acs: AcsEmulator, client: AioClient) -> None:
-        """A status comes in the service's envelope."""
+        """A status comes with the service's own form of error."""
         acs.faults.fail_next("create", status=503)
         with pytest.raises(HttpResponseError) as caught:
             await client.create_user(retry_total=0)
@@ -298,7 +298,7 @@ class TestFaults:
         assert [] == acs.created
 
     async def test_lost_reply(self, acs: AcsEmulator, client: AioClient) -> None:
-        """A lost reply leaves an identity that nobody knows."""
+        """A lost reply leaves an identity whose id is lost."""
         acs.faults.fail_next("create", reset=True, after=True)
         with pytest.raises(ServiceRequestError):
             await client.create_user(retry_total=0)
@@ -359,7 +359,7 @@ class TestJavaScriptClients:
     async def test_entra_exchange(
         self, acs_tls: AcsEmulator, signer: Signer, run_node: RunNode
     ) -> None:
-        """A user with an assignment gets a token that ends with their Entra token."""
+        """A user with an assignment gets a token that expires with their Entra token."""
         acs_tls.entra_assignments[CONTOSO] = assignment(CONTOSO, "tenant")
         token = signer.sign(CLIENTS, scp="VoIP VoIP.Join")
 
@@ -400,7 +400,7 @@ class TestJavaScriptClients:
         fault: dict[str, Any],
         times_asked: int,
     ) -> None:
-        """The client tries again where it can hope."""
+        """The client retries what may succeed later."""
         acs_tls.entra_assignments[ADA] = assignment(ADA, "user")
         acs_tls.faults.fail_next("exchange_entra", **fault)
 
@@ -440,7 +440,7 @@ def assignment(object_id: str, principal_type: str) -> dict[str, Any]:
 
 
 class Wire:
-    """Plain HTTP to an emulator: signs requests, and lets a test spoil them."""
+    """Plain HTTP to an emulator: signs requests, and lets a test break them."""
 
     def __init__(self, session: ClientSession, url: str) -> None:
         self._session = session
@@ -496,7 +496,7 @@ def code(answer: tuple[int, Any, Mapping[str, str]]) -> tuple[int, str]:
 
 
 class TestAccess:
-    """Whoever asks must show a key or a token, made for this."""
+    """Requests need the resource's key, or a token for this API."""
 
     @pytest.mark.parametrize(
         "changes",
@@ -510,7 +510,7 @@ class TestAccess:
         ],
     )
     async def test_denied(self, acs: AcsEmulator, wire: Wire, changes: dict[str, Any]) -> None:
-        """A request that the key did not sign as it stands is denied."""
+        """A request whose signature does not match is denied."""
         answer = await wire.ask("POST", "/identities", {"expiresInMinutes": 60}, **changes)
         assert (401, "Denied") == code(answer)
         assert [] == acs.created
@@ -539,7 +539,7 @@ class TestAccess:
         assert status == (await wire.ask("POST", "/identities", headers=bearer))[0]
 
     async def test_no_entra(self, signer: Signer) -> None:
-        """Without a way to verify them, no Entra token is good."""
+        """Without a way to verify them, no Entra token is accepted."""
         emulator = AcsEmulator(access_key=KEY)
         async with serve(emulator.application()) as url, ClientSession() as session:
             bearer = {"Authorization": f"Bearer {signer.sign(IDENTITY_API)}"}
@@ -547,17 +547,17 @@ class TestAccess:
         assert (401, "Denied") == code(answer)
 
     async def test_key_does_not_exchange(self, wire: Wire) -> None:
-        """A user's exchange takes the user's token, and no key."""
+        """A user's exchange takes only the user's token, not the key."""
         answer = await wire.ask("POST", "/access/entra/:exchangeAccessToken", {}, query=PREVIEW)
         assert (401, "Denied") == code(answer)
 
 
 class TestIdentities:
-    """The identity API in the service's own words."""
+    """The identity API, with the service's own words."""
 
     @pytest.mark.parametrize("quoted", [True, False], ids=["8%3Aacs%3A", "8:acs:"])
     async def test_paths(self, acs: AcsEmulator, wire: Wire, quoted: bool) -> None:
-        """An id may stand in the path as it is or percent-encoded, and is signed as it stands."""
+        """An id in the path may be percent-encoded or not, and is signed as sent."""
         _, answer, _ = await wire.ask("POST", "/identities")
         acs_id = answer["identity"]["id"]
         path = f"/identities/{acs_id.replace(':', '%3A') if quoted else acs_id}"
@@ -571,7 +571,7 @@ class TestIdentities:
         assert {acs_id: 1} == acs.issued
 
     async def test_answer(self, wire: Wire) -> None:
-        """Answers carry the service's headers and no others of note."""
+        """Answers have the service's headers."""
         answer = await wire.ask("POST", "/identities", headers={"x-ms-client-request-id": "my-id"})
         status, body, headers = answer
         assert (201, ["identity"]) == (status, list(body))
@@ -580,7 +580,7 @@ class TestIdentities:
         assert "2023-10-01" in headers["api-supported-versions"]
 
     async def test_nulls(self, wire: Wire) -> None:
-        """Nulls are as good as nothing."""
+        """Nulls count as absent."""
         body = {"createTokenWithScopes": None, "expiresInMinutes": None}
         status, answer, _ = await wire.ask("POST", "/identities", body)
         assert (201, ["identity"]) == (status, list(answer))
@@ -628,7 +628,7 @@ class TestIdentities:
     async def test_refused(
         self, wire: Wire, body: dict[str, Any], message: str, target: str
     ) -> None:
-        """What was recorded of the service's refusals is what comes."""
+        """Refusals are as they were recorded from the service."""
         _, answer, _ = await wire.ask("POST", "/identities")
         path = f"/identities/{answer['identity']['id']}/:issueAccessToken"
         status, answer, headers = await wire.ask("POST", path, body)
@@ -647,7 +647,7 @@ class TestIdentities:
         ],
     )
     async def test_refused_too(self, wire: Wire, body: object) -> None:
-        """What else does not do is a validation error, as far as is known."""
+        """Other bad input is a validation error, as far as is known."""
         _, answer, _ = await wire.ask("POST", "/identities")
         path = f"/identities/{answer['identity']['id']}/:issueAccessToken"
         assert (400, "ValidationError") == code(await wire.ask("POST", path, body))
@@ -667,7 +667,7 @@ class TestIdentities:
     async def test_versions(
         self, wire: Wire, method: str, path: str, query: dict[str, str], expected: tuple[int, str]
     ) -> None:
-        """Every operation names the versions that have it."""
+        """Every operation's answer names the api-versions that have it."""
         answer = await wire.ask(method, path, query=query)
         assert expected == (code(answer) if expected[1] else (answer[0], ""))
 
@@ -689,7 +689,7 @@ class TestIdentities:
         assert 2 == len(acs.created)
 
     async def test_state(self, wire: Wire) -> None:
-        """Other processes can see what there is, without any token."""
+        """Other processes can read the emulator's state without a token."""
         _, kept, _ = await wire.ask("POST", "/identities", {"createTokenWithScopes": ["voip"]})
         _, gone, _ = await wire.ask("POST", "/identities")
         kept_id, gone_id = kept["identity"]["id"], gone["identity"]["id"]
@@ -721,7 +721,7 @@ class TestAssignments:
         return answer[0]
 
     async def test_entra(self, wire: Wire, signer: Signer) -> None:
-        """An assignment is put, read, listed and deleted, and lets the user in meanwhile."""
+        """An assignment is put, read, listed and deleted, and admits the user while it exists."""
         path = f"/access/entra/assignments/{ADA}"
         wanted = assignment(ADA, "user")
         body = {name: value for name, value in wanted.items() if name != "objectId"}
@@ -787,13 +787,13 @@ class TestAssignments:
         ids=str,
     )
     async def test_entra_refused(self, wire: Wire, changes: dict[str, Any]) -> None:
-        """An assignment needs all its members."""
+        """An assignment without one of its members is refused."""
         body = assignment(ADA, "user") | changes
         answer = await wire.ask("PUT", f"/access/entra/assignments/{ADA}", body, query=PREVIEW)
         assert (400, "ValidationError") == code(answer)
 
     async def test_teams(self, acs: AcsEmulator, wire: Wire, signer: Signer) -> None:
-        """A Teams assignment lets a user in, with any app or with those it names."""
+        """A Teams assignment admits a user with any app, or with those that it names."""
         path = f"/access/teamsExtension/tenants/{CONTOSO}/assignments/{ADA}"
         version = {"api-version": "2025-06-30"}
 

@@ -63,7 +63,7 @@ def unverified(token: str) -> dict[str, Any]:
 
 
 async def verified(http: aiohttp.ClientSession, entra: EntraEmulator, token: str) -> dict[str, Any]:
-    """Verify a token as an API does: with the keys that its tenant's metadata leads to."""
+    """Verify a token as an API does: with the keys that its tenant's metadata point to."""
     tenant, version = unverified(token)["tid"], "/v2.0" if unverified(token)["ver"] == "2.0" else ""
     async with http.get(
         f"{entra.url}/{tenant}{version}/.well-known/openid-configuration"
@@ -84,7 +84,7 @@ async def verified(http: aiohttp.ClientSession, entra: EntraEmulator, token: str
 
 @dataclass
 class Browser:
-    """Signs in as a browser would, at a client app, and redeems what comes back."""
+    """Signs in to a client app as a browser would, and redeems the code."""
 
     http: aiohttp.ClientSession
     entra: EntraEmulator
@@ -92,7 +92,7 @@ class Browser:
     verifier: str = field(default_factory=lambda: secrets.token_urlsafe(48))
 
     async def authorize(self, account: str = "", **changes: str | None) -> aiohttp.ClientResponse:
-        """Send the authorization request, and choose an account where one is given."""
+        """Send the authorization request, and choose an account if one is given."""
         digest = hashlib.sha256(self.verifier.encode()).digest()
         params = {
             "client_id": WEB_APP.client_id,
@@ -113,7 +113,7 @@ class Browser:
         return await self.http.get(url, params=asked, allow_redirects=False)
 
     async def sign_in(self, account: str = "", **changes: str | None) -> dict[str, str]:
-        """Return what the app finds in its redirect URI."""
+        """Return the parameters that come back to the app's redirect URI."""
         response = await self.authorize(account, **changes)
         assert (302, REDIRECT_URI) == (
             response.status,
@@ -138,12 +138,12 @@ class Browser:
 
 @pytest.fixture
 def browser(http: aiohttp.ClientSession, entra: EntraEmulator) -> Browser:
-    """A browser that nobody has signed in with yet."""
+    """A browser without a session."""
     return Browser(http, entra)
 
 
 class TestMetadata:
-    """What anyone may read."""
+    """Metadata and keys, which anyone may read."""
 
     @pytest.mark.parametrize(
         ("tenant", "issuer"),
@@ -158,7 +158,7 @@ class TestMetadata:
     async def test_v2(
         self, http: aiohttp.ClientSession, entra: EntraEmulator, tenant: str, issuer: str
     ) -> None:
-        """The issuer is the tenant's, and keys have the same; without a tenant, a placeholder."""
+        """Metadata and keys name the tenant's issuer; without a tenant, it has a placeholder."""
         async with http.get(
             f"{entra.url}/{tenant}/v2.0/.well-known/openid-configuration"
         ) as response:
@@ -181,7 +181,7 @@ class TestMetadata:
             assert expected == key["issuer"]
 
     async def test_v1(self, http: aiohttp.ClientSession, entra: EntraEmulator) -> None:
-        """The issuer is Microsoft's, and its keys do not say whose they are."""
+        """In version 1, the issuer is the real Entra's, and the keys name no issuer."""
         url = f"{entra.url}/contoso.example/.well-known/openid-configuration"
         async with http.get(url) as response:
             metadata = await response.json()
@@ -201,7 +201,7 @@ class TestMetadata:
         assert key.kid == key.jwk()["x5t"]
 
     async def test_unknown_tenant(self, http: aiohttp.ClientSession, entra: EntraEmulator) -> None:
-        """Entra's own error, in its own envelope."""
+        """An error has Entra's own form."""
         url = f"{entra.url}/northwind.example/v2.0/.well-known/openid-configuration"
         async with http.get(url) as response:
             problem = await response.json()
@@ -218,7 +218,7 @@ class TestMetadata:
         assert problem["error_description"].startswith("AADSTS90002: ")
 
     async def test_faults(self, http: aiohttp.ClientSession, entra: EntraEmulator) -> None:
-        """Each operation fails on command, and is counted."""
+        """Each operation fails on request, and is counted."""
         entra.faults.fail_next("jwks", body="<html>")
         entra.faults.fail_next("token", status=503)
         keys, token = "common/discovery/v2.0/keys", "common/oauth2/v2.0/token"
@@ -236,7 +236,7 @@ USUAL = {"aio", "aud", "exp", "iat", "iss", "nbf", "oid", "rh", "sub", "tid", "u
 
 
 class TestTokens:
-    """What a token says."""
+    """The claims of tokens."""
 
     async def test_v2(self, http: aiohttp.ClientSession, entra: EntraEmulator) -> None:
         """A user's token of version 2, with the claims that Entra puts in."""
@@ -281,7 +281,7 @@ class TestTokens:
         assert {"typ", "alg", "kid", "x5t"} == set(jwt.get_unverified_header(token))
 
     async def test_subject_is_pairwise(self, entra: EntraEmulator) -> None:
-        """One person has another subject for each API, and always the same one for each."""
+        """A person's subject is different for each API, and always the same for one API."""
         first, second, other = (
             unverified(entra.issue_access_token(resource=resource))["sub"]
             for resource in (BROKER, BROKER, EXPENSES_API)
@@ -289,7 +289,7 @@ class TestTokens:
         assert first == second != other
 
     async def test_guest(self, entra: EntraEmulator) -> None:
-        """A guest has an object here, and an account there."""
+        """A guest has an object in this tenant, and an account in the home tenant."""
         claims = unverified(entra.issue_access_token(GUEST.user_name))
 
         assert {
@@ -301,7 +301,7 @@ class TestTokens:
         }.items() <= claims.items()
 
     async def test_roles(self, entra: EntraEmulator) -> None:
-        """An administrator's role is told to the app that defines it, and to no other."""
+        """An administrator's role is only in tokens for the app that defines it."""
         at_broker = unverified(entra.issue_access_token(GRACE.user_name))
         elsewhere = unverified(entra.issue_access_token(GRACE.user_name, resource=EXPENSES_API))
 
@@ -309,14 +309,14 @@ class TestTokens:
         assert "roles" not in elsewhere
 
     async def test_app_only(self, entra: EntraEmulator) -> None:
-        """An app's own token has roles and no scope, and says so where the API asks."""
+        """An app's own token has roles and no scope, and an idtyp if the API asks for it."""
         claims = unverified(entra.issue_access_token(None, client=DAEMON))
 
         assert {*USUAL, "azp", "azpacr", "idtyp", "roles", "xms_ftd"} == set(claims)
         assert {"azpacr": "1", "idtyp": "app", "sub": claims["oid"]}.items() <= claims.items()
 
     async def test_changes(self, entra: EntraEmulator) -> None:
-        """A test can ask for any claim, header and lifetime, or for none."""
+        """A test can set or remove any claim, header and lifetime."""
         token = entra.issue_access_token(
             claims={"oid": None, "new": {"a": [1]}},
             header={"typ": "at+jwt", "kid": None},
@@ -334,16 +334,16 @@ class TestTokens:
         assert "_w" == payload
 
     async def test_own_keys(self) -> None:
-        """Who gives no keys has some made."""
+        """Without given keys, it makes its own."""
         assert 2 == len({key.kid for key in EntraEmulator().keys})
 
     async def test_unknown_user(self, entra: EntraEmulator) -> None:
-        """Nobody gets a token by a misspelt name."""
+        """A misspelt user name gets no token."""
         with pytest.raises(LookupError, match="eve"):
             entra.issue_access_token("eve@contoso.example")
 
     async def test_verify(self, entra: EntraEmulator) -> None:
-        """The other emulators have it check the tokens they are shown."""
+        """The other emulators let it verify the tokens that they get."""
         assert ADA.object_id == entra.verify(entra.issue_access_token())["oid"]
         assert "1.0" == entra.verify(entra.issue_access_token(version=1))["ver"]
 
@@ -361,7 +361,7 @@ class TestTokens:
         ],
     )
     async def test_verify_refuses(self, entra: EntraEmulator, changes: dict[str, Any]) -> None:
-        """A token that is not this Entra's, or not of now, is a ValueError."""
+        """A token that this Entra did not issue, or that is not valid now, is a ValueError."""
         with pytest.raises(ValueError, match=r"of this Entra|of a known tenant"):
             entra.verify(entra.issue_access_token(**changes))
         with pytest.raises(ValueError, match=r"of this Entra|of a known tenant"):
@@ -369,10 +369,10 @@ class TestTokens:
 
 
 class TestKeys:
-    """What signs, and what is published."""
+    """Which keys sign, and which are published."""
 
     async def test_roll(self, http: aiohttp.ClientSession, entra: EntraEmulator) -> None:
-        """A new key signs from now on, and the older ones are withdrawn but for some."""
+        """A new key signs from now on, and all but some of the older ones are withdrawn."""
         old = entra.issue_access_token()
         async with http.post(f"{entra.url}/_local/keys/roll", json={"keep": 1}) as response:
             kid = (await response.json())["kid"]
@@ -402,7 +402,7 @@ class TestKeys:
         assert "odd" not in {key.kid for key in entra.keys}
 
     async def test_key_of_ones_own(self, entra: EntraEmulator) -> None:
-        """A token signed with a key that is published nowhere names the current one."""
+        """A token signed with an unpublished key has the current key's id."""
         token = entra.issue_access_token(key=rsa.generate_private_key(65537, 2048))
 
         assert entra.keys[0].kid == jwt.get_unverified_header(token)["kid"]
@@ -411,10 +411,10 @@ class TestKeys:
 
 
 class TestControl:
-    """What tests and developers ask for over HTTP."""
+    """Tokens and keys for tests and developers, over HTTP."""
 
     async def test_token(self, http: aiohttp.ClientSession, entra: EntraEmulator) -> None:
-        """Another process gets any token by HTTP."""
+        """Another process can get any token over HTTP."""
         body = {
             "user": FADI.user_name,
             "app": DESKTOP_APP.client_id,
@@ -436,7 +436,7 @@ class TestControl:
     async def test_token_by_default(
         self, http: aiohttp.ClientSession, entra: EntraEmulator
     ) -> None:
-        """Who says nothing gets a token of Ada's for the broker."""
+        """An empty request gets a token of Ada's for the broker."""
         async with http.post(f"{entra.url}/_local/token") as response:
             claims = unverified((await response.json())["access_token"])
 
@@ -448,16 +448,16 @@ class TestControl:
     async def test_no_such_token(
         self, http: aiohttp.ClientSession, entra: EntraEmulator, body: dict[str, str]
     ) -> None:
-        """A mistake is told."""
+        """A token that cannot be issued is 400."""
         async with http.post(f"{entra.url}/_local/token", json=body) as response:
             assert (400, True) == (response.status, "cannot be issued" in await response.text())
 
 
 class TestSignIn:
-    """What a browser sees, and what its app gets."""
+    """The pages that a browser shows, and what its app gets."""
 
     async def test_page(self, browser: Browser) -> None:
-        """The page offers the people of the tenant, the hinted one first to hand."""
+        """The page offers the users of the tenant, with the hinted one focused."""
         browser.tenant = CONTOSO.domain
         response = await browser.authorize(login_hint=GRACE.user_name, state='"><script>')
         page = await response.text()
@@ -472,14 +472,14 @@ class TestSignIn:
         assert "default-src 'none'" in response.headers["Content-Security-Policy"]
 
     async def test_everyone(self, browser: Browser) -> None:
-        """Without a tenant, everyone signs in where they are at home."""
+        """Without a tenant, all users sign in to their home tenants."""
         page = await (await browser.authorize()).text()
 
         accounts = re.findall('name="account" value="(.*?)"', page)
         assert [ADA.object_id, GRACE.object_id, FADI.object_id] == accounts
 
     async def test_tokens(self, http: aiohttp.ClientSession, browser: Browser) -> None:
-        """A code becomes an access token, an ID token that answers the nonce, and a refresh."""
+        """A code becomes an access token, an ID token with the nonce, and a refresh token."""
         back = await browser.sign_in(FADI.object_id, response_mode="fragment")
         tokens = await browser.redeem_code(back["code"], client_info="1")
 
@@ -502,7 +502,7 @@ class TestSignIn:
         assert again["refresh_token"] != tokens["refresh_token"]
 
     async def test_guest(self, browser: Browser) -> None:
-        """The same person signs in to another tenant as its guest."""
+        """The same person signs in to another tenant as a guest."""
         browser.tenant = CONTOSO.tenant_id
         back = await browser.sign_in(GUEST.object_id)
         tokens = await browser.redeem_code(back["code"], client_info="1")
@@ -513,7 +513,7 @@ class TestSignIn:
         assert {"uid": FADI.object_id, "utid": FABRIKAM.tenant_id} == info
 
     async def test_refresh_in_another_tenant(self, browser: Browser) -> None:
-        """A refresh token leads to any tenant where the person is a member or a guest."""
+        """A refresh token works for every tenant where the person is a member or a guest."""
         back = await browser.sign_in(FADI.object_id)
         token = (await browser.redeem_code(back["code"]))["refresh_token"]
 
@@ -528,7 +528,7 @@ class TestSignIn:
         assert [50020] == problem["error_codes"]
 
     async def test_graph(self, browser: Browser) -> None:
-        """Who names no API gets a token for Microsoft Graph, and no refresh token unasked."""
+        """Without an API, the token is for Microsoft Graph, and comes without a refresh token."""
         back = await browser.sign_in(ADA.object_id, scope="openid")
         tokens = await browser.redeem_code(back["code"])
 
@@ -536,7 +536,7 @@ class TestSignIn:
         assert "refresh_token" not in tokens
 
     async def test_session(self, browser: Browser) -> None:
-        """Who has signed in need not again, until signed out; and silence needs a session."""
+        """A session makes the next sign-in silent, until the user signs out."""
         assert "login_required" == (await browser.sign_in(prompt="none"))["error"]
         await browser.sign_in(ADA.object_id)
 
@@ -571,7 +571,7 @@ class TestSignIn:
     async def test_error_page(
         self, browser: Browser, changes: dict[str, str | None], number: int
     ) -> None:
-        """What makes the way back doubtful is told on a page, and goes nowhere."""
+        """If the redirect URI cannot be trusted, the error is shown on a page."""
         response = await browser.authorize(ADA.object_id, **changes)
         assert (400, True) == (response.status, f"AADSTS{number}" in await response.text())
 
@@ -591,7 +591,7 @@ class TestSignIn:
     async def test_error_redirect(
         self, browser: Browser, changes: dict[str, str | None], error: str, number: int
     ) -> None:
-        """Everything else is told to the app."""
+        """All other errors are sent to the app."""
         back = await browser.sign_in(ADA.object_id, **changes)
         assert (error, "a state") == (back["error"], back["state"])
         assert back["error_description"].startswith(f"AADSTS{number}: ")
@@ -603,13 +603,13 @@ class TestSignIn:
         assert [54005] == (await browser.redeem_code(code))["error_codes"]
 
     async def test_code_is_for_ten_minutes(self, browser: Browser) -> None:
-        """A code cannot be kept for later."""
+        """A code expires."""
         sign_in = SignIn(ADA, WEB_APP, SCOPE, REDIRECT_URI, at=time.time() - 601)
         code = browser.entra.new_code(sign_in)
         assert [70008] == (await browser.redeem_code(code))["error_codes"]
 
     async def test_refresh_token_is_for_its_app(self, browser: Browser) -> None:
-        """A refresh token is of no use to another app."""
+        """A refresh token does not work for another app."""
         code = (await browser.sign_in(ADA.object_id))["code"]
         token = (await browser.redeem_code(code))["refresh_token"]
         form = {"grant_type": "refresh_token", "refresh_token": token}
@@ -635,7 +635,7 @@ class TestSignIn:
     async def test_code_refused(
         self, browser: Browser, form: dict[str, Any], error: str, number: int
     ) -> None:
-        """A code is good for the client, the address and the key that it was asked with."""
+        """A code works only with the client, redirect URI and code verifier of its request."""
         code = (await browser.sign_in(ADA.object_id))["code"]
         good = {
             "grant_type": "authorization_code",
@@ -647,7 +647,7 @@ class TestSignIn:
         assert (error, [number]) == (problem["error"], problem["error_codes"])
 
     async def test_claims_challenge(self, browser: Browser) -> None:
-        """A client that was told of a revocation gets a token from after it, and says it can."""
+        """A client that passes on a challenge gets a token from after the revocation."""
         moment = int(time.time()) - 60
         claims = {
             "access_token": {
@@ -662,7 +662,7 @@ class TestSignIn:
         assert (moment, moment, ["cp1"]) == (access["iat"], access["nbf"], access["xms_cc"])
 
     async def test_form_post(self, browser: Browser) -> None:
-        """An app may ask for its code in a form, which submits itself."""
+        """An app may ask for its code in a form, which the page submits."""
         response = await browser.authorize(ADA.object_id, response_mode="form_post")
         page = await response.text()
 
@@ -670,7 +670,7 @@ class TestSignIn:
         assert 'name="code"' in page
 
     async def test_origins(self, browser: Browser) -> None:
-        """Pages of other origins read metadata and tokens, but not what a person sees."""
+        """Pages of other origins can read metadata and tokens, but not the sign-in page."""
         origin = {"Origin": "http://localhost:5173"}
         preflight = {"Access-Control-Request-Method": "POST"}
         paths = {
@@ -698,7 +698,7 @@ class TestSignIn:
 
 
 class TestClients:
-    """Microsoft's own clients, as they come."""
+    """Microsoft's own clients, unchanged."""
 
     async def test_msal(self, entra: EntraEmulator, certificates: Certificates) -> None:
         """MSAL for Python finds the authority by instance discovery, signs in, and refreshes."""
@@ -864,7 +864,7 @@ class TestClients:
 
 
 class TestTokenEndpoint:
-    """What clients that are not Microsoft's, or not well, are told."""
+    """The answers to other clients, and to wrong requests."""
 
     @pytest.mark.parametrize(
         ("form", "status", "error", "number"),
@@ -912,7 +912,7 @@ class TestTokenEndpoint:
         error: str,
         number: int,
     ) -> None:
-        """A daemon's request, with one thing out of order."""
+        """A daemon's request with one thing wrong is refused."""
         asked = {
             "tenant": CONTOSO.tenant_id,
             "grant_type": "client_credentials",
@@ -980,7 +980,7 @@ class TestTokenEndpoint:
         changes: dict[str, Any],
         number: int,
     ) -> None:
-        """The broker acts only for users whose good token it was sent."""
+        """The broker acts only for users whose valid token it has."""
         body = {
             "grant_type": "urn:ietf:params:oauth:grant-type:jwt-bearer",
             "requested_token_use": "on_behalf_of",

@@ -34,7 +34,7 @@ ACS = "https://communication.azure.com//.default"
 async def identity(
     entra: EntraEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[ManagedIdentityEmulator]:
-    """A managed identity endpoint, which the environment leads to as on App Service."""
+    """A managed identity endpoint, which the environment names as on App Service."""
     emulator = ManagedIdentityEmulator(entra, SECRET)
     async with serve(emulator.application()) as url:
         emulator.url = url
@@ -44,14 +44,14 @@ async def identity(
 
 
 def get_token(scope: str, **options: Any) -> tuple[str, int]:
-    """Return a token and its expiry, got as synchronous code gets it."""
+    """Return a token and its expiry, from the synchronous client."""
     with ManagedIdentityCredential(**options) as credential:
         token = credential.get_token(scope)
     return token.token, token.expires_on
 
 
 async def get_token_async(scope: str, **options: Any) -> tuple[str, int]:
-    """Return a token and its expiry, got as asynchronous code gets it."""
+    """Return a token and its expiry, from the asynchronous client."""
     async with AsyncManagedIdentityCredential(**options) as credential:
         token = await credential.get_token(scope)
     return token.token, token.expires_on
@@ -59,7 +59,7 @@ async def get_token_async(scope: str, **options: Any) -> tuple[str, int]:
 
 @pytest.mark.usefixtures("identity")
 class TestClients:
-    """Microsoft's own clients, as they come."""
+    """Microsoft's own clients, unchanged."""
 
     @pytest.mark.parametrize(
         ("options", "principal"),
@@ -77,7 +77,7 @@ class TestClients:
         ],
     )
     async def test_token(self, entra: EntraEmulator, options: Any, principal: Any) -> None:
-        """Both credentials get an app-only token of Contoso's, for the resource as asked."""
+        """Both credentials get an app-only token of Contoso's for the requested resource."""
         if "mi_res_id" in options.get("identity_config", {}):
             # The synchronous credential has another word for it.
             both = [await get_token_async(ACS, **options)]
@@ -102,7 +102,7 @@ class TestClients:
             assert 86000 < expires_on - time.time() <= 86400
 
     async def test_federation(self, entra: EntraEmulator) -> None:
-        """The token that stands in for the broker's secret says whose it is."""
+        """The token that replaces the broker's secret names the managed identity."""
         options = {"client_id": USER_ASSIGNED_IDENTITY.client_id}
         scope = "api://AzureADTokenExchange/.default"
         token, _ = await asyncio.to_thread(get_token, scope, **options)

@@ -222,7 +222,7 @@ class TestRequests:
         assert ("file", "environment") == (echo["setting"], echo["kept"])
 
     async def test_trace(self, http: ClientSession) -> None:
-        """The caller's trace goes on with a span of the host's; without one, a new trace begins."""
+        """The caller's trace continues with the host's span; without one, a new trace begins."""
         trace = "4bf92f3577b34da6a3ce929d0e0e4736"
         headers = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01", "tracestate": "a=b"}
 
@@ -250,13 +250,13 @@ class TestRequests:
         assert 500 == (await http.post("/api/echo", data=b"x" * 1001)).status
 
     async def test_encoded_body_arrives_as_sent(self, http: ClientSession) -> None:
-        """Nobody between client and function decompresses."""
+        """A compressed body reaches the function as it was sent."""
         answer = await http.post("/api/echo", data=b"x", headers={"Content-Encoding": "gzip"})
 
         assert "x" == (await answer.json())["body"]
 
     async def test_long_header(self, host: RunningHost) -> None:
-        """A token of 24 KiB comes through, 32 KiB of headers do not."""
+        """A token of 24 KiB is accepted, 32 KiB of headers are not."""
         assert 200 == (await get(host, "/api/echo", f"Authorization: {'x' * 24576}\r\n"))[0]
         assert 431 == (await get(host, "/api/echo", f"Authorization: {'x' * 32768}\r\n"))[0]
 
@@ -272,7 +272,7 @@ class TestRequests:
         ],
     )
     async def test_malformed(self, host: RunningHost, head: bytes) -> None:
-        """What Kestrel does not read is 400."""
+        """What Kestrel refuses to read is 400."""
         answer = await raw(host, head + b"Connection: close\r\n\r\n")
 
         assert b"400" == answer.split()[1]
@@ -285,20 +285,20 @@ class TestRequests:
 
 
 class TestRoutes:
-    """Which function gets it."""
+    """Which function a request goes to."""
 
     async def test_any_case_and_trailing_slash(self, http: ClientSession) -> None:
         """Paths are compared without case, and one trailing slash is ignored."""
         assert 200 == (await http.get("/API/Echo/")).status
 
     async def test_sync_function_runs_in_a_thread(self, http: ClientSession) -> None:
-        """Without methods all are taken, without a route the name is one, and a string is text."""
+        """Without methods all are taken; without a route the name is used; a string is text."""
         answer = await http.request("PUT", "/api/in_thread")
 
         assert (200, "main thread: False") == (answer.status, await answer.text())
 
     async def test_order_is_by_name(self, http: ClientSession) -> None:
-        """A specific route loses against a wide one of a function that comes first by name."""
+        """A wide route wins over a specific one if its function's name comes first."""
         assert "specific" != await (await http.get("/api/files/known")).text()
 
     @pytest.mark.parametrize(
@@ -371,7 +371,7 @@ class TestRoutes:
 
 
 class TestAnswers:
-    """What becomes of what a function returns."""
+    """The answer to each thing that a function can return."""
 
     async def test_response(self, http: ClientSession) -> None:
         """Status, headers, cookies and text are the function's."""
@@ -388,7 +388,7 @@ class TestAnswers:
 
     @pytest.mark.parametrize("how", ["error", "nothing", "injection"])
     async def test_failing_function(self, host: RunningHost, how: str) -> None:
-        """An error shows in the log, as one line, and never to the caller."""
+        """An error is logged as one line, and never shown to the caller."""
         assert (500, "") == await get(host, f"/api/answers/{how}")
         assert re.search(
             "^.* answers: ERROR answers failed.*Traceback", host.printed(), re.MULTILINE
@@ -403,7 +403,7 @@ class TestAnswers:
 
 
 class TestLog:
-    """Which lines of the app an operator in Azure would see."""
+    """Which of the app's lines an operator in Azure would see."""
 
     async def test_outlived(self, http: ClientSession, host: RunningHost) -> None:
         """A record that is written after its invocation's end is lost; what is printed is not."""
@@ -420,12 +420,12 @@ class TestLog:
 
 
 class TestCors:
-    """What browsers are told."""
+    """Answers to browsers."""
 
     PREFLIGHT = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-a"}  # noqa: RUF012 - constant
 
     async def test_preflight(self, http: ClientSession) -> None:
-        """The host answers for the functions, exactly to the origins in the settings."""
+        """The host answers preflights from exactly the origins in the settings."""
         headers = {"Origin": "http://two.example:8080", **self.PREFLIGHT}
         answer = await http.options("/api/echo", headers=headers)
 
@@ -454,7 +454,7 @@ class TestCors:
         ]
 
     async def test_answer(self, http: ClientSession) -> None:
-        """The page may read errors too, and the function's own Vary stays."""
+        """The page may read errors, too, and the function's own Vary stays."""
         headers = {"Origin": "https://one.example"}
         answers = [
             await http.get(f"/api/answers/{how}", headers=headers) for how in ("tea", "error")
@@ -466,7 +466,7 @@ class TestCors:
         assert ["Accept", "Origin"] == answers[0].headers.getall("Vary")
 
     async def test_options_of_its_own(self, http: ClientSession) -> None:
-        """OPTIONS that asks nothing goes where any other method goes."""
+        """OPTIONS that is not a preflight is treated as any other method."""
         assert (
             404
             == (await http.options("/api/echo", headers={"Origin": "https://one.example"})).status
@@ -485,12 +485,12 @@ class TestTimers:
         assert "Prune: INFO pruned past_due=False" in host.printed()
 
     async def test_failing_timer(self, http: ClientSession, host: RunningHost) -> None:
-        """Its error is in the log alone."""
+        """A timer's error is only in the log."""
         assert 202 == (await http.post("/admin/functions/broken", json={"input": ""})).status
         assert "timer broke" in host.printed()
 
     async def test_malformed(self, http: ClientSession) -> None:
-        """The real host wants JSON, called so; a function with a URL is called there."""
+        """The real host wants JSON, declared as JSON; a function with a URL is called there."""
         json_type = {"Content-Type": "application/json"}
         assert 415 == (await http.post("/admin/functions/Prune", data="{}")).status
         assert (
@@ -507,7 +507,7 @@ class TestTimers:
         assert {"state": "Running"} == await (await http.get("/admin/host/status")).json()
 
     def test_announced(self, host: RunningHost) -> None:
-        """The start shows URLs and methods, and says that timers wait."""
+        """The host prints URLs and methods, and that timers do not run on schedule."""
         assert f"echo: [GET,POST] {host.url}/api/echo/{{id:int?}}" in host.printed()
         assert "Prune: timerTrigger, not run on schedule here" in host.printed()
 
@@ -516,7 +516,7 @@ class TestProcess:
     """How a host starts and stops."""
 
     async def test_finishes_requests_in_flight(self, tmp_path: Path) -> None:
-        """SIGTERM and SIGINT end the host after the answers that it owes."""
+        """SIGTERM and SIGINT end the host after the requests in flight."""
         write_app(tmp_path)
         with running(tmp_path) as host:
             pending = asyncio.create_task(get(host, "/api/slow"))
@@ -540,7 +540,7 @@ class TestProcess:
     def test_settings_that_do_not_fit(
         self, tmp_path: Path, change: dict[str, Any], message: str
     ) -> None:
-        """A start that cannot work says why, and fails."""
+        """An app that cannot be served ends the start, with the reason."""
         values = {**SETTINGS["Values"], **change}
         values = {name: value for name, value in values.items() if value is not None}
         write_app(tmp_path, settings={"Values": values})
@@ -551,7 +551,7 @@ class TestProcess:
         assert re.search(f"^The app cannot be served: .*{message}", host.printed(), re.MULTILINE)
 
     def test_port_in_use(self, tmp_path: Path) -> None:
-        """A taken port is an error with a name."""
+        """A taken port is an error that names the port."""
         write_app(tmp_path)
         with socket.create_server(("127.0.0.1", 0)) as taken:
             host = start(tmp_path, "--port", str(taken.getsockname()[1]))

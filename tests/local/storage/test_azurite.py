@@ -91,7 +91,7 @@ async def tables() -> AsyncIterator[Endpoints]:
 
 @pytest.fixture
 async def proxy(tables: Endpoints) -> AsyncIterator[TableProxy]:
-    """Put the proxy before Azurite."""
+    """Run the proxy in front of Azurite."""
     proxy = TableProxy(tables.table)
     async with serve(proxy.application()) as url:
         proxy.url = url
@@ -112,7 +112,7 @@ class TestAzurite:
     """Azurite as a child process."""
 
     async def test_ends_with_its_context(self) -> None:
-        """It answers the real client while the context lasts, and then nobody listens."""
+        """It answers the real client while the context lasts, and then the port is free."""
         async with azurite() as endpoints:
             async with TableClient.from_connection_string(
                 endpoints.connection_string, "Mappings", **BOUNDS
@@ -137,7 +137,7 @@ class TestAzurite:
             assert f"BlobEndpoint={endpoints.blob};Queue" in endpoints.connection_string
 
     async def test_port_in_use(self) -> None:
-        """What Azurite says about a failed start is passed on."""
+        """Azurite's own message about a failed start is passed on."""
         with (
             socket.create_server(("127.0.0.1", 0)) as taken,
             pytest.raises(AzuriteError, match="EADDRINUSE"),
@@ -146,7 +146,7 @@ class TestAzurite:
                 pass
 
     async def test_ends_with_its_parent(self, tmp_path: Path) -> None:
-        """A parent that is killed leaves no Azurite behind."""
+        """Azurite ends when its parent is killed."""
         program = (
             "import asyncio, local.storage.azurite as a\n"
             "async def main():\n"
@@ -191,7 +191,7 @@ class TestAzurite:
 
 
 class TestWithEntraTokens:
-    """Managed identity's way: TLS, and tokens in place of keys."""
+    """As with managed identity: TLS, and tokens instead of keys."""
 
     async def test_through_the_proxy(self, tmp_path: Path) -> None:
         """The real client is served over HTTPS with a token, by a server it can verify."""
@@ -218,7 +218,7 @@ class TestWithEntraTokens:
 
 
 class TestTableProxy:
-    """Faults, and everything else unchanged."""
+    """Faults on request; everything else is unchanged."""
 
     async def test_counts_operations(self, proxy: TableProxy, table: TableClient) -> None:
         """Each operation has a name, whatever is in a key."""
@@ -240,7 +240,7 @@ class TestTableProxy:
         assert {**expected, "batch": 0} == counts
 
     async def test_status(self, proxy: TableProxy, table: TableClient) -> None:
-        """A status comes in the service's own envelope, once."""
+        """A status comes once, with the service's own form of error."""
         proxy.faults.fail_next("table_read", status=503, headers={"Retry-After": "1"})
 
         with pytest.raises(HttpResponseError) as busy:
@@ -253,7 +253,7 @@ class TestTableProxy:
         assert [TableErrorCode.SERVER_BUSY, TableErrorCode.RESOURCE_NOT_FOUND] == codes
 
     async def test_lost_answer(self, proxy: TableProxy, table: TableClient) -> None:
-        """The service can have acted although its answer never came."""
+        """A reply can be lost after the service has acted."""
         proxy.faults.fail_next("table_insert", reset=True, after=True)
 
         with pytest.raises(ServiceRequestError):
@@ -262,7 +262,7 @@ class TestTableProxy:
             await table.create_entity(ROW)
 
     async def test_slow_and_cut(self, proxy: TableProxy, table: TableClient) -> None:
-        """Silence and half an answer are told apart by the client."""
+        """The client distinguishes silence from half an answer."""
         proxy.faults.fail_next("table_read", delay=2)
         proxy.faults.fail_next("table_query", truncate=5)
 
@@ -272,7 +272,7 @@ class TestTableProxy:
             [each async for each in table.query_entities("state eq 'active'")]
 
     async def test_clock(self, proxy: TableProxy, table: TableClient) -> None:
-        """The service's clock can be set, with an answer that is real otherwise."""
+        """The date in an otherwise real answer can be set."""
         seen: list[str] = []
         proxy.faults.fail_next("table_query", headers={"Date": "Mon, 01 Jan 2029 00:00:00 GMT"})
 
