@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SHELL := /bin/bash
 
-# The first Python here that the locks are for; `make PYTHON=...` takes another.
+# The first Python found that the locks are for; `make PYTHON=...` takes another.
 PYTHON ?= $(or $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	"$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo "$$python" && break; done),python3)
 
@@ -12,11 +12,11 @@ help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 24
 
 .PHONY: demo
-demo: setup  ## Show the main job: sign in, get tokens, be refused, prune. Stops by itself.
+demo: setup  ## Show what the broker does: sign in, get tokens, be refused, prune. Stops by itself.
 	@$(BIN)/python -m local demo
 
 .PHONY: start
-start: setup  ## Keep everything up on fixed ports (functions on 7071) until Ctrl-C.
+start: setup  ## Run everything on fixed ports (functions on 7071) until Ctrl-C.
 	@$(BIN)/python -m local start
 
 .PHONY: test
@@ -29,7 +29,7 @@ ON_3.11 := tests/setup
 ON_3.13 := tests/setup tests/runtime
 
 .PHONY: test-pythons
-test-pythons: test-on-3.11 test-on-3.13  ## Run on Python 3.11 and 3.13, where they are here, what depends on it.
+test-pythons: test-on-3.11 test-on-3.13  ## Run the tests that depend on it on Python 3.11 and 3.13, if installed.
 
 test-on-%:
 	@set -e; \
@@ -45,7 +45,7 @@ test-on-%:
 	done; \
 	echo "LEFT OUT: $(ON_$*) on Python $*, which was not found here."
 
-# Where the clock starts, as `date` has it: `make test-next-year CLOCK='2028-02-29 12:00'`.
+# When the clock starts, in a form that `date` reads: `make test-next-year CLOCK='2028-02-29 12:00'`.
 CLOCK ?= next year
 
 .PHONY: test-next-year
@@ -62,21 +62,21 @@ lint: setup  ## Check style and types.
 	@$(BIN)/mypy
 
 .PHONY: format
-format: setup  ## Put the code into form.
+format: setup  ## Format the code.
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
 .PHONY: package
-package:  ## Build what is published to Azure: dist/app.zip, for Python 3.13 on Linux.
+package:  ## Build the package for Azure: dist/app.zip, for Python 3.13 on Linux.
 	@$(PYTHON) infra/package.py
 
-# Extras stay in the lock: pip before 23.3, which Python 3.11 and 3.12 bring, takes `coverage[toml]`
-# for something that `coverage==7.17.3` does not pin (pypa/pip#9644).
+# Extras stay in the lock: for pip before 23.3, which comes with Python 3.11 and 3.12,
+# `coverage==7.17.3` does not pin `coverage[toml]` (pypa/pip#9644).
 COMPILE := uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-strip-extras
 
 .PHONY: lock
 lock:  ## Pin the newest packages, with hashes, for Python 3.11 to 3.13.
-	@# Not in $(VENV): a lock that cannot be installed any more must not stand in its own way.
+	@# Not in $(VENV): it must be possible to renew a lock that can no longer be installed.
 	@$(PYTHON) -m venv --clear .venv-lock
 	@.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check uv
 	@.venv-lock/bin/$(COMPILE) requirements.in --output-file requirements.txt
@@ -85,7 +85,7 @@ lock:  ## Pin the newest packages, with hashes, for Python 3.11 to 3.13.
 	@echo pip | .venv-lock/bin/$(COMPILE) --no-annotate - --output-file tests/setup/newest-pip.txt
 
 .PHONY: setup
-setup: packages  ## Install what is missing: Python packages, Node.js if there is none, Azurite.
+setup: packages  ## Install what is missing: Python packages, Node.js, Azurite.
 	@$(BIN)/python -m local.storage.azurite
 
 .PHONY: packages
@@ -94,7 +94,7 @@ packages: $(VENV)/installed
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 
 $(VENV)/installed: requirements-dev.txt local/storage/requirements-node.txt $(wildcard tests/setup/*-pip.txt)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: make PYTHON=/path/to/python $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=/path/to/python $(MAKECMDGOALS)"; exit 1; }
 	@echo "Installing Python packages into $(VENV), which may take a minute ..."
 	@$(PYTHON) -m venv --clear $(VENV) || { echo "Without virtual environments nothing can be installed. Debian and Ubuntu have them in python3-venv."; exit 1; }
 	@$(PIP_INSTALL) --requirement requirements-dev.txt || { \
@@ -107,5 +107,5 @@ $(VENV)/installed: requirements-dev.txt local/storage/requirements-node.txt $(wi
 	@touch $@
 
 .PHONY: clean
-clean:  ## Remove what the targets above made.
+clean:  ## Remove what the targets above have made.
 	rm -rf .venv .venv-3.11 .venv-3.13 .venv-lock dist local/storage/node_modules tests/js/node_modules tests/infra/node_modules .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
