@@ -1,4 +1,4 @@
-// The whole of the service, but for its registration in Entra (entra.bicep), which comes first.
+// The whole service except its registration in Entra (entra.bicep), which must be deployed first.
 //
 //   az deployment sub create --name "acs-token-broker-$AZURE_ENV_NAME" --location "$AZURE_LOCATION" \
 //     --template-file infra/main.bicep --parameters infra/main.bicepparam
@@ -7,12 +7,12 @@ targetScope = 'subscription'
 
 import { accessOptions, alertThresholds, budgetOptions, dnsZoneIds, pruneOptions, scaleOptions, subnetIds, tokenOptions } from 'types.bicep'
 
-@description('Name of this environment, such as dev or prod: lower-case letters, digits and hyphens. All names of resources are made from it.')
+@description('Name of this environment, such as dev or prod: lower-case letters, digits and hyphens. The names of all resources contain it or a hash of it.')
 @minLength(2)
 @maxLength(20)
 param environmentName string
 
-@description('Region of everything but the ACS resource, which is global.')
+@description('Region of everything except the ACS resource, which is global.')
 @metadata({ azd: { type: 'location' } })
 param location string
 
@@ -24,21 +24,21 @@ param tags { *: string } = {}
 @maxLength(36)
 param entraClientId string
 
-@description('Ids of the tenants whose users are served, * alone for every organisation; empty: the tenant of the subscription.')
+@description('Ids of the tenants whose users are served, or * alone for every organisation; empty: the tenant of the subscription.')
 param entraTenantIds string[] = []
 
 @description('Application ID URI of the registration.')
 @minLength(1)
 param entraApplicationIdUri string
 
-@description('Delegated scope that callers must hold.')
+@description('Delegated scope that access tokens must have.')
 @minLength(1)
 param entraRequiredScope string = 'access_as_user'
 
-@description('Client ids of the apps that may call; empty: all that hold the scope.')
+@description('Client ids of the apps that may call; empty: all that have the scope.')
 param entraAllowedClientIds string[] = []
 
-@description('Resource id of an ACS resource to use in place of a new one.')
+@description('Resource id of an ACS resource to use instead of a new one.')
 param communicationServiceId string = ''
 
 @description('Where a new ACS resource keeps its data. It cannot be changed later.')
@@ -65,7 +65,7 @@ param dataLocation string = 'Europe'
 @description('What the ACS tokens allow, and for how long.')
 param tokens tokenOptions = { scopes: ['voip'], lifetimeMinutes: 60, maxLifetimeMinutes: 1440 }
 
-@description('When identities that nobody uses are removed, and the brakes on that.')
+@description('When identities that nobody uses are removed, and the limits on that.')
 param prune pruneOptions = {
   schedule: '0 0 3 * * *'
   idleDays: 90
@@ -74,7 +74,7 @@ param prune pruneOptions = {
   maxDeletes: 5000
 }
 
-@description('Name of the table of mappings; that of the ledger of orphans is made from it.')
+@description('Name of the table of mappings; the name of the ledger of orphans has Orphans appended.')
 @minLength(3)
 @maxLength(55)
 param mappingsTable string = 'IdentityMappings'
@@ -90,28 +90,28 @@ param scale scaleOptions = {
   requestsPerInstance: 32
 }
 
-@description('Spread the app over zones. Its storage has to be there first: see storageSku.')
+@description('Spread the app over zones. Its storage must be zone-redundant first: see storageSku.')
 param zoneRedundant bool = false
 
-@description('How many copies of the storage there are, and where. Zone redundancy wants ZRS or GZRS. Azure converts an account that there is on request (`az storage account migration start`), not by a deployment: convert the accounts first, then change this.')
+@description('How the storage accounts are replicated. zoneRedundant needs ZRS or GZRS. A deployment cannot convert an existing account: request the conversion first (`az storage account migration start`), then change this.')
 param storageSku 'Standard_LRS' | 'Standard_ZRS' | 'Standard_GRS' | 'Standard_GZRS' = 'Standard_LRS'
 
-@description('Close the storage accounts to the internet, and let the app reach them through a network of its own.')
+@description('Close the storage accounts to the internet, and let the app reach them through a virtual network.')
 param privateNetwork bool = false
 
 @description('Address space of that network, a /24 or larger.')
 param networkPrefix string = '10.80.0.0/24'
 
-@description('Let the app call from one address that never changes, for firewalls elsewhere. It costs a NAT gateway, which is in one zone. Implies privateNetwork.')
+@description('Let the app call from one address that never changes, which firewalls elsewhere can allow. It takes a NAT gateway, which is in one zone. Implies privateNetwork.')
 param fixedEgress bool = false
 
-@description('Subnets to use in place of a network of our own, with the routes and firewalls that they have. Implies privateNetwork.')
+@description('Existing subnets to use instead of a new network, with their own routes and firewalls. Implies privateNetwork.')
 param existingSubnets subnetIds?
 
-@description('Private DNS zones to use in place of new ones; {}: whoever runs the network, or Azure Policy, sees to the names. A network takes one zone of a name, so a second environment in it needs this.')
+@description('Private DNS zones to use instead of new ones; {}: the network\'s operator or Azure Policy makes the DNS records. A network takes only one zone of each name, so a second environment in it needs this.')
 param privateDnsZones dnsZoneIds?
 
-@description('Close the app itself to the internet: callers and deployments come through a private endpoint. Implies privateNetwork.')
+@description('Close the app itself to the internet: callers and deployments use a private endpoint. Implies privateNetwork.')
 param privateApp bool = false
 
 @description('Who may reach the app over the internet; null: everybody.')
@@ -120,28 +120,28 @@ param access accessOptions?
 @description('Send the app\'s telemetry through the network, to an Azure Monitor Private Link Scope. Implies privateNetwork.')
 param privateLogs bool = false
 
-@description('Resource id of an Azure Monitor Private Link Scope to use in place of a new one. Implies privateLogs.')
+@description('Resource id of an Azure Monitor Private Link Scope to use instead of a new one. Implies privateLogs.')
 param existingLogScopeId string = ''
 
-@description('Forbid to delete a new ACS resource, until the lock is removed: every identity would go with it.')
+@description('Lock a new ACS resource against deletion, which would delete every identity.')
 param lockCommunication bool = true
 
-@description('Forbid to delete the storage account with the mapping tables, until the lock is removed.')
+@description('Lock the storage account with the mapping tables against deletion.')
 param lockData bool = false
 
-@description('Make the diagnostic settings that send logs of the resources to the workspace; false where Azure Policy makes them, or another broker does for the same ACS resource and workspace. Azure takes each log for a workspace once.')
+@description('Make the diagnostic settings that send the resources\' logs to the workspace; false if Azure Policy makes them, or another broker has made them for the same ACS resource and workspace. Azure sends each log to a workspace only once.')
 param diagnostics bool = true
 
-@description('Send the Functions host\'s log to the workspace directly as well: all that Application Insights has, once more, for an app that fails before it can write there.')
+@description('Also send the Functions host\'s log directly to the workspace, in case the app fails before it can write to Application Insights. It repeats all that Application Insights has.')
 param logFunctionApp bool = false
 
-@description('Log each read of the mapping tables, too: one more row for each token.')
+@description('Also log each read of the mapping tables: one more row for each token.')
 param logTableReads bool = false
 
-@description('Resource id of a Log Analytics workspace to use in place of a new one.')
+@description('Resource id of a Log Analytics workspace to use instead of a new one.')
 param logAnalyticsWorkspaceId string = ''
 
-@description('Most that a new workspace takes in a day, in GB: ten times what is expected, 1 for each 30,000 tokens a day.')
+@description('Daily cap of a new workspace, in GB. 1 GB for each 30,000 tokens a day is ten times what is expected.')
 @minValue(1)
 param logDailyQuotaGb int = 1
 
@@ -150,10 +150,10 @@ param logDailyQuotaGb int = 1
 @maxValue(730)
 param logRetentionDays int = 30
 
-@description('Mail addresses that get alerts and notices of the budget.')
+@description('Mail addresses that get alerts and budget notices.')
 param alertEmails string[] = []
 
-@description('Where Azure asks for the app\'s health from every five minutes; empty: it does not, as where the app is closed to the internet. https://learn.microsoft.com/azure/azure-monitor/app/availability#location-population-tags')
+@description('Locations from which Azure tests the app\'s health every five minutes. No test if this is empty or the app is closed to the internet. https://learn.microsoft.com/azure/azure-monitor/app/availability#location-population-tags')
 param availabilityTestLocations string[] = [
   'emea-nl-ams-azr' // West Europe
   'emea-gb-db3-azr' // North Europe
@@ -165,12 +165,12 @@ param availabilityTestLocations string[] = [
 @description('When alerts fire.')
 param thresholds alertThresholds = { serverErrorPercent: 5, slowRequestMs: 2500 }
 
-@description('What the resource group may cost before mail is sent to alertEmails; null, or nobody to tell: no budget.')
+@description('What the resource group may cost before mail is sent to alertEmails. No budget if this is null or alertEmails is empty.')
 param monthlyBudget budgetOptions?
 
 var nameCharacters = 'abcdefghijklmnopqrstuvwxyz0123456789-'
-var strange = filter(range(0, length(environmentName)), at => !contains(nameCharacters, substring(environmentName, at, 1)))
-var nameProblem = !empty(strange)
+var invalid = filter(range(0, length(environmentName)), at => !contains(nameCharacters, substring(environmentName, at, 1)))
+var nameProblem = !empty(invalid)
   ? 'environmentName takes lower-case letters, digits and hyphens only.'
   : environmentName == 'entra' ? 'environmentName cannot be entra: the deployment of entra.bicep has that name.' : ''
 var token = empty(nameProblem)
@@ -192,25 +192,25 @@ var makesLogScope = hasLogScope && empty(existingLogScopeId)
 var logScopeIdParts = split(existingLogScopeId, '/')
 var logScopeName = makesLogScope ? 'ampls-${environmentName}-${token}' : last(logScopeIdParts)!
 var isPrivate = privateNetwork || fixedEgress || existingSubnets != null || privateApp || hasLogScope
-// Combinations in which one parameter would do nothing, or break what another is for.
-var misfits = filter(
+// Combinations in which one parameter would have no effect, or defeat another.
+var conflicts = filter(
   [
     fixedEgress && existingSubnets != null
-      ? 'fixedEgress makes a NAT gateway for a network of our own: with existingSubnets, give that network a way out of its own.'
+      ? 'fixedEgress makes a NAT gateway for a new network: with existingSubnets, give that network its own NAT gateway or firewall.'
       : ''
     privateDnsZones != null && existingSubnets == null
-      ? 'privateDnsZones are linked to networks that there are: they need existingSubnets.'
+      ? 'privateDnsZones must be linked to an existing network: they need existingSubnets.'
       : ''
     !empty(existingLogScopeId) && existingSubnets == null
-      ? 'existingLogScopeId needs existingSubnets: the scope has an endpoint in a network that there is, and none in a new one.'
+      ? 'existingLogScopeId needs existingSubnets: the scope has an endpoint in an existing network, but none in a new one.'
       : ''
     privateApp && access != null
-      ? 'access is for an app on the internet: with privateApp, nobody comes from there.'
+      ? 'access is for an app on the internet: with privateApp, the app is closed to it.'
       : ''
   ],
-  misfit => !empty(misfit)
+  conflict => !empty(conflict)
 )
-var makesNetwork = empty(misfits) ? isPrivate && existingSubnets == null : fail(join(misfits, ' '))
+var makesNetwork = empty(conflicts) ? isPrivate && existingSubnets == null : fail(join(conflicts, ' '))
 var tenantIds = empty(entraTenantIds) ? [tenant().tenantId] : entraTenantIds
 var makesCommunication = empty(communicationServiceId)
 var communicationIdParts = split(communicationServiceId, '/')
@@ -347,7 +347,7 @@ module logScope 'modules/log-scope.bicep' = if (makesLogScope) {
   }
 }
 
-// A workspace that somebody else made is put into a scope of ours, not into one of theirs.
+// An existing workspace is put into a new scope, but not into an existing one.
 module logScopeMembers 'modules/log-scope-members.bicep' = if (hasLogScope) {
   scope: resourceGroup(
     makesLogScope ? subscription().subscriptionId : logScopeIdParts[2],
@@ -370,7 +370,7 @@ var storageEndpoints = [
   { name: hostAccountName, resourceId: hostStorage.outputs.id, groupId: 'blob', zones: ['blob'] }
   { name: packageAccountName, resourceId: packageStorage.outputs.id, groupId: 'blob', zones: ['blob'] }
 ]
-// A scope that somebody else made has an endpoint already.
+// An existing scope has an endpoint already.
 var logEndpoints = makesLogScope
   ? [
       {
@@ -486,28 +486,28 @@ module budget 'modules/budget.bicep' = if (monthlyBudget != null && !empty(alert
 var isOneTenant = length(tenantIds) == 1 && tenantIds[0] != '*'
 var authorityTenant = isOneTenant ? tenantIds[0] : 'organizations'
 
-@description('Where client apps get ACS tokens.')
+@description('URL at which client apps get ACS tokens.')
 output TOKEN_URL string = '${app.outputs.url}/api/token'
 
-@description('Authority that client apps sign in at.')
+@description('Authority at which client apps sign users in.')
 output CLIENT_AUTHORITY string = '${environment().authentication.loginEndpoint}${authorityTenant}'
 
 @description('Scope that client apps ask Entra for.')
 output CLIENT_SCOPE string = '${entraApplicationIdUri}/${entraRequiredScope}'
 
-@description('Where an administrator of a customer\'s tenant consents to the broker alone; {tenant} is that tenant\'s id. CLIENT_APPS of entra.bicep has the links for a client app and the broker together.')
+@description('Page on which an administrator of a customer\'s tenant consents to the broker alone; {tenant} is that tenant\'s id. CLIENT_APPS of entra.bicep has the pages for a client app and the broker together.')
 output ADMIN_CONSENT_URL string = '${environment().authentication.loginEndpoint}{tenant}/adminconsent?client_id=${entraClientId}&redirect_uri=${uriComponent('https://entra.microsoft.com/')}'
 
-@description('Tenant that the registration of the broker and the managed identity are in.')
+@description('Tenant of the broker\'s registration and of the managed identity.')
 output AZURE_TENANT_ID string = tenant().tenantId
 
 @description('Region of the resources.')
 output AZURE_LOCATION string = location
 
-@description('Resource group, also for `azd`.')
+@description('Name of the resource group; `azd` reads it, too.')
 output AZURE_RESOURCE_GROUP string = group.name
 
-@description('Name of the function app: where the code is deployed to.')
+@description('Name of the function app.')
 output AZURE_FUNCTION_NAME string = appName
 
 @description('URL of the function app.')
@@ -516,7 +516,7 @@ output AZURE_FUNCTION_URL string = app.outputs.url
 @description('Client id of the managed identity.')
 output IDENTITY_CLIENT_ID string = identity.outputs.clientId
 
-@description('Object id of the managed identity: the subject of a federated credential.')
+@description('Object id of the managed identity, for example as the subject of a federated credential.')
 output IDENTITY_PRINCIPAL_ID string = identity.outputs.principalId
 
 @description('Object id of the managed identity that reads and writes the package.')
@@ -528,7 +528,7 @@ output ACS_ENDPOINT string = communicationAccess.outputs.endpoint
 @description('Resource id of the ACS resource.')
 output ACS_RESOURCE_ID string = communicationAccess.outputs.id
 
-@description('Immutable id of the ACS resource: what stands behind 8:acs: in each identity.')
+@description('Immutable id of the ACS resource: the part after 8:acs: in each identity.')
 output ACS_IMMUTABLE_RESOURCE_ID string = communicationAccess.outputs.immutableResourceId
 
 @description('Name of the storage account with the mappings.')
@@ -543,5 +543,5 @@ output MAPPINGS_TABLE_ENDPOINT string = mappings.outputs.tableEndpoint
 @description('Name of the storage account with the app\'s package.')
 output PACKAGE_STORAGE_ACCOUNT string = packageAccountName
 
-@description('Customer id of the Log Analytics workspace: what queries name it by.')
+@description('Customer id of the Log Analytics workspace, which queries need.')
 output LOG_ANALYTICS_WORKSPACE_ID string = monitoring.outputs.workspaceCustomerId

@@ -1,4 +1,4 @@
-// An environment that is made to last, described by the same variables as main.bicepparam.
+// An environment for production, described by the same variables as main.bicepparam.
 using 'main.bicep'
 
 param environmentName = readEnvironmentVariable('AZURE_ENV_NAME')
@@ -25,6 +25,6 @@ param lockData = true
 param logDailyQuotaGb = 5
 param logRetentionDays = 90
 
-// The month that the environment was made in, such as 2026-12; none: no budget. Never another one later.
+// The month in which the environment was made, such as 2026-12; empty: no budget. Never change it later.
 var budgetStartMonth = readEnvironmentVariable('BUDGET_START_MONTH', '')
 param monthlyBudget = empty(budgetStartMonth) ? null : { amount: 300, startMonth: budgetStartMonth }

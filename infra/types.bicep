@@ -1,18 +1,18 @@
-// The shapes of the parameters that belong together.
+// The types of parameters that are objects.
 
 @export()
 @description('How the app scales. All functions that HTTP triggers scale together.')
 @sealed()
 type scaleOptions = {
-  @description('Memory of an instance. 512 MB come with a quarter of a core, 2048 MB with one.')
+  @description('Memory of an instance. With 512 MB it has a quarter of a core, with 2048 MB one core.')
   memoryMB: 512 | 2048 | 4096
 
-  @description('Most instances at once, which also bounds what a flood costs. ACS allows 1000 tokens in 30 seconds; 40 instances serve far more.')
+  @description('Most instances at once, which also limits what a flood of requests costs. ACS allows 1000 tokens in 30 seconds; 40 instances serve far more.')
   @minValue(1)
   @maxValue(1000)
   maximumInstances: int
 
-  @description('Instances that are kept warm for requests, against cold starts. With zone redundancy Azure keeps two at least, and two more for the timer.')
+  @description('Instances that are kept warm for requests, to avoid cold starts. With zone redundancy, Azure keeps at least two, and two more for the timer.')
   @minValue(0)
   @maxValue(100)
   alwaysReadyInstances: int
@@ -31,7 +31,7 @@ type tokenOptions = {
   @minLength(1)
   scopes: ('chat' | 'voip' | 'chat.join' | 'chat.join.limited' | 'voip.join')[]
 
-  @description('Lifetime of a token where the caller asks for none.')
+  @description('Lifetime of a token if the caller asks for none.')
   @minValue(60)
   @maxValue(1440)
   lifetimeMinutes: int
@@ -43,7 +43,7 @@ type tokenOptions = {
 }
 
 @export()
-@description('When identities that nobody uses are removed, and the brakes on that.')
+@description('When identities that nobody uses are removed, and the limits on that.')
 @sealed()
 type pruneOptions = {
   @description('NCRONTAB schedule in UTC. At least daily: an alert fires after 36 hours without a run.')
@@ -70,7 +70,7 @@ type pruneOptions = {
 }
 
 @export()
-@description('When an alert fires.')
+@description('When alerts fire.')
 @sealed()
 type alertThresholds = {
   @description('Percent of requests that may be answered with 5xx within 15 minutes.')
@@ -84,13 +84,13 @@ type alertThresholds = {
 }
 
 @export()
-@description('Who may reach the app over the internet; everybody else gets 403 before the app is asked. Our own availability test comes through, if there is one.')
+@description('Who may reach the app over the internet; everybody else gets 403 without reaching it. The availability test, if any, is admitted, too.')
 @sealed()
 type accessOptions = {
-  @description('IP ranges of callers, such as 203.0.113.0/24, and of whoever deploys code.')
+  @description('IP ranges of callers, such as 203.0.113.0/24, and of those who deploy code.')
   ipRanges: string[]?
 
-  @description('Id of the Azure Front Door profile that callers come through (its property `frontDoorId`).')
+  @description('Id of the Azure Front Door profile that forwards callers\' requests (its property `frontDoorId`).')
   @minLength(36)
   @maxLength(36)
   frontDoorId: string?
@@ -100,7 +100,7 @@ type accessOptions = {
 @description('Subnets of one existing network.')
 @sealed()
 type subnetIds = {
-  @description('Resource id of the subnet that the app calls from: a /26 or larger, delegated to Microsoft.App/environments, for no other app.')
+  @description('Resource id of the subnet from which the app calls: a /26 or larger, delegated to Microsoft.App/environments, and used by no other app.')
   @minLength(1)
   app: string
 
@@ -110,7 +110,7 @@ type subnetIds = {
 }
 
 @export()
-@description('Resource ids of existing private DNS zones. A zone that is left out is left to somebody else, such as Azure Policy.')
+@description('Resource ids of existing private DNS zones. If a zone is left out, somebody else must make its DNS records, such as Azure Policy.')
 @sealed()
 type dnsZoneIds = {
   @description('privatelink.blob.core.windows.net')
@@ -136,31 +136,31 @@ type dnsZoneIds = {
 }
 
 @export()
-@description('A private way into a resource.')
+@description('A private endpoint.')
 @sealed()
 type privateEndpoint = {
-  @description('What the endpoint is named after.')
+  @description('Name of the resource, which is a part of the endpoint\'s name.')
   name: string
 
-  @description('Resource id of what it leads to.')
+  @description('Resource id of the resource that it leads to.')
   resourceId: string
 
-  @description('Which part of the resource it leads to.')
+  @description('The part of the resource that it leads to.')
   groupId: 'azuremonitor' | 'blob' | 'sites' | 'table'
 
-  @description('Zones that its names are in.')
+  @description('Zones that have its names.')
   zones: ('agentsvc' | 'blob' | 'monitor' | 'ods' | 'oms' | 'sites' | 'table')[]
 }
 
 @export()
-@description('What the resource group may cost before mail is sent. A budget stops nothing.')
+@description('What the resource group may cost before mail is sent. Nothing is stopped.')
 @sealed()
 type budgetOptions = {
-  @description('Amount for a month, in the currency of the subscription.')
+  @description('Amount per month, in the subscription\'s currency.')
   @minValue(1)
   amount: int
 
-  @description('Month that the budget begins with, such as 2026-12. A new budget takes the current month or one of the next twelve; an existing one keeps its month for good, and a deployment with another fails.')
+  @description('First month of the budget, such as 2026-12. For a new budget, this is the current month or one of the next twelve. An existing budget keeps its month, and a deployment with another one fails.')
   @minLength(7)
   @maxLength(7)
   startMonth: string

@@ -1,4 +1,4 @@
-// What somebody should hear of. docs/operations.md says what to do about each.
+// The alerts. docs/operations.md says what to do about each.
 
 import { alertThresholds } from '../types.bicep'
 import { completed } from 'queries.bicep'
@@ -12,7 +12,7 @@ param appName string
 @description('URL of the app, without a slash at the end.')
 param appUrl string
 
-@description('Where Azure asks for the app\'s health from every five minutes; empty: it does not ask.')
+@description('Locations from which Azure tests the app\'s health every five minutes; empty: no test.')
 param availabilityTestLocations string[]
 
 @description('Resource id of the Application Insights component.')
@@ -21,7 +21,7 @@ param componentId string
 @description('Resource id of the workspace with the logs.')
 param workspaceId string
 
-@description('Most that the workspace takes in a day, in GB; 0: that is not ours to know.')
+@description('Daily cap of the workspace, in GB; 0: unknown, since the workspace is not new.')
 @minValue(0)
 param dailyQuotaGb int
 
@@ -31,7 +31,7 @@ param acsId string
 @description('Resource id of the storage account with the mapping tables.')
 param mappingsAccountId string
 
-@description('Name of the storage account with the package; empty: its changes are not logged.')
+@description('Name of the storage account with the package; empty: its writes are not logged.')
 param packageAccountName string
 
 @description('Name of the action group.')
@@ -39,7 +39,7 @@ param packageAccountName string
 @maxLength(260)
 param actionGroupName string
 
-@description('Mail addresses that get the alerts; empty: the alerts show in the portal only.')
+@description('Mail addresses that get the alerts; empty: only the portal shows them.')
 param emails string[]
 
 @description('When the alerts fire.')
@@ -51,8 +51,8 @@ param tags object
 var tested = !empty(availabilityTestLocations)
 var healthTestName = 'health-${appName}'
 
-// Metrics of Azure's own, which come without any log. Flex Consumption has none for HTTP errors of
-// the app, so the availability test stands in. A rule watches each value of its dimension by itself.
+// Alerts on Azure's own metrics, which need no log. Flex Consumption has no metric for HTTP errors of
+// the app, so the availability test stands in. A rule watches each value of its dimension separately.
 // https://learn.microsoft.com/azure/azure-monitor/reference/metrics-index
 var metricRules = [
   {
@@ -86,8 +86,8 @@ var metricRules = [
   }
 ]
 
-// Azure gives these the lowest severity, and they never resolve: each is an event. A deployment writes
-// the ACS resource, too, but has no use for its keys.
+// Azure gives these alerts the lowest severity, and they never resolve: each is an event. A deployment
+// also writes the ACS resource, but never uses its keys.
 var activityRules = [
   {
     name: 'acs-keys'
@@ -99,8 +99,8 @@ var activityRules = [
   }
 ]
 
-// Each query gives one number, `value`; the rule fires where it is above `above`. A rule resolves by
-// itself once its window holds nothing more, so what happens once in a night has a window of a day.
+// Each query returns one number, `value`; the rule fires if it is greater than `above`. A rule resolves
+// by itself once its window holds no more events, so rules on what happens once a night look at a day.
 var rules = [
   {
     name: 'server-errors'
@@ -113,7 +113,7 @@ var rules = [
   }
   {
     name: 'slow-requests'
-    title: 'Tokens take long'
+    title: 'Issuing tokens is slow'
     severity: 2
     every: 'PT5M'
     window: 'PT15M'
@@ -158,7 +158,7 @@ var rules = [
   }
   {
     name: 'mappings-damaged'
-    title: 'Identity mappings need a look'
+    title: 'Identity mappings need attention'
     severity: 2
     every: 'PT15M'
     window: 'P1D'
@@ -188,7 +188,7 @@ var rules = [
     title: 'The code was replaced'
     severity: 2
     every: 'PT15M'
-    // Short, so that a deployment does not hide for long what comes after it.
+    // Short, so that a deployment does not hide later writes for long.
     window: 'PT1H'
     above: 0
     query: replace(loadTextContent('../queries/alert-package-written.kql'), '{package}', packageAccountName)
@@ -204,7 +204,7 @@ var rules = [
   }
   {
     name: 'ingestion-near-cap'
-    title: 'The daily cap for logs is near'
+    title: 'The logs are near the daily cap'
     severity: 2
     every: 'PT1H'
     window: 'P1D'
@@ -213,7 +213,7 @@ var rules = [
   }
   {
     name: 'ingestion-capped'
-    title: 'The daily cap for logs is reached'
+    title: 'The logs have reached the daily cap'
     severity: 2
     every: 'PT15M'
     window: 'P1D'
@@ -222,8 +222,8 @@ var rules = [
   }
 ]
 
-// One compares with the availability test, one with a cap that may be another's, one reads a log that
-// somebody else may keep.
+// The first compares with the availability test, the second with the daily cap, and the third reads the
+// log of writes to the package.
 var useless = concat(
   tested ? [] : ['logs-missing'],
   dailyQuotaGb > 0 ? [] : ['ingestion-near-cap'],
@@ -248,8 +248,8 @@ resource actionGroup 'Microsoft.Insights/actionGroups@2023-01-01' = {
   }
 }
 
-// A request of the outside world, which also notices what no log can tell: a host that does not start,
-// an app that is stopped, a broken certificate.
+// A request from outside, which also notices what no log can show: a host that does not start, an app
+// that is stopped, a broken certificate.
 resource healthTest 'Microsoft.Insights/webtests@2022-06-15' = if (tested) {
   name: healthTestName
   location: location
@@ -265,12 +265,12 @@ resource healthTest 'Microsoft.Insights/webtests@2022-06-15' = if (tested) {
     Frequency: 300
     Timeout: 30
     RetryEnabled: true
-    Locations: [for place in availabilityTestLocations: { Id: place }]
+    Locations: [for testLocation in availabilityTestLocations: { Id: testLocation }]
     Request: {
       RequestUrl: '${appUrl}/api/health'
       HttpVerb: 'GET'
       ParseDependentRequests: false
-      // By this the app lets the test in where its access is restricted.
+      // If access is restricted, the app admits the test by this header.
       Headers: [{ key: 'X-Azure-FDID', value: guid(componentId) }]
     }
     ValidationRules: { ExpectedHttpStatusCode: 200, SSLCheck: true }
@@ -292,7 +292,7 @@ resource unavailable 'Microsoft.Insights/metricAlerts@2018-03-01' = if (tested) 
       'odata.type': 'Microsoft.Azure.Monitor.WebtestLocationAvailabilityCriteria'
       webTestId: healthTest.id
       componentId: componentId
-      // As Microsoft advises: two places may have troubles of their own.
+      // As Microsoft advises: two locations may have trouble of their own.
       failedLocationCount: max(1, length(availabilityTestLocations) - 2)
     }
     actions: [{ actionGroupId: actionGroup.id }]
@@ -372,9 +372,9 @@ resource alerts 'Microsoft.Insights/scheduledQueryRules@2026-03-01' = [
       scopes: [workspaceId]
       evaluationFrequency: rule.every
       windowSize: rule.window
-      // The longest there is, for the query that looks at 36 hours.
+      // The longest that Azure allows, for the query that looks at 36 hours.
       overrideQueryTimeRange: rule.name == 'prune-missing' ? 'P2D' : null
-      // A new workspace may not know a table before its first row. The tests parse the queries.
+      // A new workspace may lack a table until its first row. The tests parse the queries.
       skipQueryValidation: true
       autoMitigate: true
       criteria: {

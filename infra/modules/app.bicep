@@ -1,4 +1,4 @@
-// The function app on a Flex Consumption plan of its own.
+// The function app and its Flex Consumption plan.
 
 import { accessOptions, pruneOptions, scaleOptions, tokenOptions } from '../types.bicep'
 
@@ -54,7 +54,7 @@ param entraTenantIds string[]
 @description('Exact audience of v1 tokens.')
 param entraAudience string
 
-@description('Delegated scope that callers must hold.')
+@description('Delegated scope that access tokens must have.')
 param entraRequiredScope string
 
 @description('Client ids of the apps that may call; empty: all.')
@@ -75,7 +75,7 @@ param componentName string
 @description('Resource id of the workspace that gets the logs.')
 param workspaceId string
 
-@description('Resource id of the subnet that the app calls from; empty: none.')
+@description('Resource id of the subnet from which the app calls; empty: none.')
 param subnetId string
 
 @description('Closed to the internet; a private endpoint is the only way in.')
@@ -84,7 +84,7 @@ param private bool
 @description('Who may reach the app over the internet; null: everybody.')
 param access accessOptions?
 
-@description('Let our availability test in, too, where access is restricted.')
+@description('If access is restricted, admit our availability test, too.')
 param tested bool
 
 @description('Send the host\'s log to the workspace.')
@@ -97,7 +97,7 @@ resource component 'Microsoft.Insights/components@2020-02-02' existing = {
   name: componentName
 }
 
-// What shared/settings.py reads.
+// The settings that shared/settings.py reads.
 var brokerSettings = {
   ENTRA_CLIENT_ID: entraClientId
   ENTRA_TENANT_IDS: join(entraTenantIds, ',')
@@ -119,16 +119,16 @@ var brokerSettings = {
   PRUNE_MAX_DELETES: string(prune.maxDeletes)
 }
 
-// What the Functions host reads. Blobs are all it needs for HTTP and timers. With a table it would also
-// keep its diagnostic events, for the portal; without one it logs a warning and goes on. Not worth one
-// more role and one more private endpoint.
+// The settings that the Functions host reads. Blobs are all it needs for HTTP and timers. It would also
+// keep diagnostic events for the portal in a table, and without one logs a warning and goes on. They are
+// not worth one more role and one more private endpoint.
 var hostSettings = {
   AzureWebJobsStorage__blobServiceUri: blobEndpoint
   AzureWebJobsStorage__credential: 'managedidentity'
   AzureWebJobsStorage__clientId: identityClientId
   APPLICATIONINSIGHTS_CONNECTION_STRING: component.properties.ConnectionString
   APPLICATIONINSIGHTS_AUTHENTICATION_STRING: 'ClientId=${identityClientId};Authorization=AAD'
-  // Far above the 16 KiB that the broker takes, so that it answers for itself, and far below 100 MB.
+  // Far above the broker's own limit of 16 KiB, so that the broker answers, and far below 100 MB.
   FUNCTIONS_REQUEST_BODY_SIZE_LIMIT: '1048576'
 }
 
@@ -142,7 +142,7 @@ var frontDoor = access.?frontDoorId == null
         action: 'Allow'
         tag: 'ServiceTag'
         ipAddress: 'AzureFrontDoor.Backend'
-        // The tag stands for everybody's Front Doors; by this header, each tells which one it is.
+        // The tag admits all customers' Front Door profiles; this header says which one it is.
         headers: { 'x-azure-fdid': [access.?frontDoorId] }
       }
     ]
@@ -152,8 +152,8 @@ var availabilityTests = tested
         action: 'Allow'
         tag: 'ServiceTag'
         ipAddress: 'ApplicationInsightsAvailability'
-        // Everybody's tests come from these addresses; ours sends a header that tells it from the others.
-        // App Service compares four headers and no others, of which this one takes any value.
+        // All customers' tests come from these addresses; ours sends a header that tells it from others.
+        // App Service compares only four headers, and of these this one can have any value.
         // https://learn.microsoft.com/azure/azure-monitor/app/availability-private-test
         headers: { 'x-azure-fdid': [guid(component.id)] }
       }
@@ -178,7 +178,7 @@ resource app 'Microsoft.Web/sites@2025-03-01' = {
   name: name
   location: location
   kind: 'functionapp,linux'
-  // By this tag `azd deploy` finds the app.
+  // `azd deploy` finds the app by this tag.
   tags: union(tags, { 'azd-service-name': 'api' })
   identity: {
     type: 'UserAssigned'
@@ -196,7 +196,7 @@ resource app 'Microsoft.Web/sites@2025-03-01' = {
       scmMinTlsVersion: '1.2'
       ipSecurityRestrictionsDefaultAction: unmatched
       ipSecurityRestrictions: map(range(0, length(appRules)), i => union(appRules[i], { priority: 100 + i }))
-      // Where code is deployed. Neither Front Door nor a test has business there.
+      // The endpoint for deployments. Neither Front Door nor a test needs it.
       scmIpSecurityRestrictionsDefaultAction: unmatched
       scmIpSecurityRestrictions: map(range(0, length(ranges)), i => union(ranges[i], { priority: 100 + i }))
       cors: { allowedOrigins: allowedOrigins, supportCredentials: false }
@@ -221,15 +221,15 @@ resource app 'Microsoft.Web/sites@2025-03-01' = {
         instanceMemoryMB: scale.memoryMB
         maximumInstanceCount: scale.maximumInstances
         alwaysReady: alwaysReadyInstances == 0 ? [] : [{ name: 'http', instanceCount: alwaysReadyInstances }]
-        // Set, since the default for Python is made for functions that block.
+        // Set, since Python's default is meant for functions that block.
         triggers: { http: { perInstanceConcurrency: scale.requestsPerInstance } }
       }
     }
   }
 }
 
-// Passwords for publishing, which every app has and whoever may read its publish profile gets. Code is
-// deployed with Entra tokens.
+// No passwords for publishing: every app has them, and they are in its publish profile. Code is deployed
+// with Entra tokens.
 resource scmPasswords 'Microsoft.Web/sites/basicPublishingCredentialsPolicies@2025-03-01' = {
   parent: app
   name: 'scm'
@@ -242,7 +242,7 @@ resource ftpPasswords 'Microsoft.Web/sites/basicPublishingCredentialsPolicies@20
   properties: { allow: false }
 }
 
-// What Application Insights has, once more: for an app that may not write there.
+// Repeats what Application Insights has, in case the app cannot write there.
 resource appLogs 'Microsoft.Insights/diagnosticSettings@2021-05-01-preview' = if (diagnostics) {
   name: 'to-workspace'
   scope: app

@@ -1,4 +1,4 @@
-// Mail before the resource group costs more than it should. A budget stops nothing.
+// Sends mail before the resource group costs more than it should. A budget stops nothing.
 
 import { budgetOptions } from '../types.bicep'
 
@@ -7,10 +7,10 @@ import { budgetOptions } from '../types.bicep'
 @maxLength(63)
 param name string
 
-@description('Amount, and the month that it begins with.')
+@description('Amount, and the first month.')
 param budget budgetOptions
 
-@description('Resource id of the action group that is told.')
+@description('Resource id of the action group to notify.')
 param actionGroupId string
 
 var notification = {
@@ -26,8 +26,8 @@ resource monthly 'Microsoft.Consumption/budgets@2024-08-01' = {
     category: 'Cost'
     amount: budget.amount
     timeGrain: 'Monthly'
-    // Azure refuses to change it: "Start date of budgets cannot be updated". So it never comes from the
-    // clock. https://learn.microsoft.com/rest/api/consumption/budgets/create-or-update
+    // Azure refuses to change it ("Start date of budgets cannot be updated"), so it is not computed from
+    // the current date. https://learn.microsoft.com/rest/api/consumption/budgets/create-or-update
     timePeriod: { startDate: '${budget.startMonth}-01T00:00:00Z' }
     notifications: {
       spent80Percent: union(notification, { threshold: 80, thresholdType: 'Actual' })

@@ -8,7 +8,7 @@ param name string
 @description('Where the resource keeps its data. It cannot be changed later.')
 param dataLocation string
 
-@description('Forbid to delete the resource, until the lock is removed. All identities would go with it.')
+@description('Lock the resource against deletion, which would delete every identity.')
 param lock bool
 
 @description('Tags of the resource.')
@@ -20,7 +20,7 @@ resource service 'Microsoft.Communication/communicationServices@2026-03-18' = {
   tags: tags
   properties: {
     dataLocation: dataLocation
-    // No access keys, until somebody who may write the resource turns them on again.
+    // No access keys, unless somebody who may write the resource turns them on again.
     disableLocalAuth: true
     publicNetworkAccess: 'Enabled'
   }
@@ -31,6 +31,6 @@ resource deletionLock 'Microsoft.Authorization/locks@2020-05-01' = if (lock) {
   scope: service
   properties: {
     level: 'CanNotDelete'
-    notes: 'Deleting the resource deletes every identity and what hangs on it.'
+    notes: 'Deleting the resource deletes every identity and everything that depends on it.'
   }
 }

@@ -1,6 +1,6 @@
-// The registration of the broker. In a module of its own, so that the ids of its clients are plain
-// values here: a function over what another registration returns can end a deployment with an
-// unknown error (https://github.com/Azure/bicep/issues/18046).
+// The registration of the broker. It is a separate module, so that its clients' ids are plain values
+// here: a function over another registration's properties can fail a deployment with an unknown error
+// (https://github.com/Azure/bicep/issues/18046).
 
 targetScope = 'subscription'
 
@@ -13,31 +13,31 @@ import { signingIn } from 'entra-clients.bicep'
 @maxLength(36)
 type clientId = string
 
-@description('Name that finds the registration again on the next deployment. It cannot be changed later.')
+@description('Name by which later deployments find the registration. It cannot be changed later.')
 param uniqueName string
 
-@description('Name that people see when they are asked for consent.')
+@description('Name that the consent page shows.')
 param displayName string
 
-@description('Users of this tenant only, or of every organisation.')
+@description('Who can sign in: users of this tenant, or of every organisation.')
 param signInAudience string
 
 @description('Application ID URI.')
 param applicationIdUri string
 
-@description('Delegated scope that callers must hold.')
+@description('Delegated scope that access tokens must have.')
 param scopeName string
 
 @description('Id of that scope.')
 param scopeId string
 
-@description('Client ids of the apps that are consented to together with the broker. They are registered in the same tenant.')
+@description('Client ids of the apps to which people consent together with the broker. They must be registered in the same tenant.')
 param knownClientIds clientId[]
 
 @description('Client ids of the apps that need no consent to call the broker.')
 param preAuthorizedClientIds string[]
 
-@description('Give tokens for the broker only to users and apps that are assigned to it.')
+@description('Issue tokens for the broker only to users and apps that are assigned to it.')
 param assignmentRequired bool
 
 @description('Object ids of further owners of the registration.')
@@ -46,7 +46,7 @@ param ownerIds string[]
 @description('Reference to this service in a service or asset database; empty: none.')
 param serviceManagementReference string
 
-// A scope or a role can only be taken away once a deployment has set its isEnabled to false
+// A scope or a role can be removed only after a deployment has set its isEnabled to false
 // (https://github.com/microsoftgraph/msgraph-bicep-types/issues/197).
 resource broker 'Microsoft.Graph/applications@v1.0' = {
   uniqueName: uniqueName
@@ -76,7 +76,7 @@ resource broker 'Microsoft.Graph/applications@v1.0' = {
     })
   }
   appRoles: [
-    // Entra has no default role where an app declares one, so people need a role that grants nothing more.
+    // An app that declares a role has no default role, so people need one that grants nothing more.
     {
       id: guid(uniqueName, 'Tokens.Get')
       value: 'Tokens.Get'
@@ -94,12 +94,12 @@ resource broker 'Microsoft.Graph/applications@v1.0' = {
       isEnabled: true
     }
   ]
-  // The page where administrators consent wants a permission to ask for, and an address to return to.
-  // No code sent there opens anything: the broker has no credential to redeem it with.
+  // The consent page for administrators needs a permission to ask for, and an address to return to. A
+  // code sent to that address is useless: the broker has no credential to redeem it with.
   // https://learn.microsoft.com/entra/identity-platform/howto-convert-app-to-be-multi-tenant
   requiredResourceAccess: [signingIn]
   web: { redirectUris: ['https://entra.microsoft.com/'] }
-  // Tells tokens of apps from tokens of users.
+  // Distinguishes apps' tokens from users'.
   optionalClaims: {
     accessToken: [{ name: 'idtyp' }]
   }

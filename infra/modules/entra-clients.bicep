@@ -8,24 +8,24 @@ extension microsoftGraphV1
 @description('An app that signs users in and calls the broker for them.')
 @sealed()
 type clientApp = {
-  @description('Name that finds the registration again on the next deployment. It cannot be changed later.')
+  @description('Name by which later deployments find the registration. It cannot be changed later.')
   @minLength(1)
   @maxLength(60)
   name: string
 
-  @description('Name that people see when they are asked for consent.')
+  @description('Name that the consent page shows.')
   @minLength(1)
   @maxLength(120)
   displayName: string
 
-  @description('Single-page app; mobile or desktop app; or web app with a server, which brings a credential of its own.')
+  @description('Single-page app; mobile or desktop app; or web app with a server, which needs a credential from you.')
   kind: 'spa' | 'publicClient' | 'web'
 
-  @description('Where Entra sends users back to. Administrators come to the first one after consent.')
+  @description('Addresses to which Entra sends users back. Administrators return to the first after they consent.')
   @minLength(1)
   redirectUris: string[]
 
-  @description('Nobody is asked whether this app may call the broker.')
+  @description('This app may call the broker without asking for consent.')
   preAuthorized: bool
 }
 
@@ -39,20 +39,20 @@ type registeredClient = {
   @description('Client id.')
   clientId: string
 
-  @description('Nobody is asked whether this app may call the broker.')
+  @description('This app may call the broker without asking for consent.')
   preAuthorized: bool
 
-  @description('Where an administrator of a customer\'s tenant consents; {tenant} is that tenant\'s id.')
+  @description('Page on which an administrator of a customer\'s tenant consents; {tenant} is that tenant\'s id.')
   adminConsentUrl: string
 }
 
 @description('The client apps.')
 param clients clientApp[]
 
-@description('Name of the broker\'s registration, which those of the clients begin with.')
+@description('Name of the broker\'s registration; the names of the clients\' registrations begin with it.')
 param uniqueName string
 
-@description('Users of this tenant only, or of every organisation.')
+@description('Who can sign in: users of this tenant, or of every organisation.')
 param signInAudience string
 
 @description('Object ids of further owners of the registrations.')
@@ -61,13 +61,13 @@ param ownerIds string[]
 @description('Reference to this service in a service or asset database; empty: none.')
 param serviceManagementReference string
 
-@description('Client id of the broker; empty where it has no registration yet.')
+@description('Client id of the broker; empty if it has no registration yet.')
 param brokerClientId string = ''
 
-@description('Id of the scope of the broker that the clients ask for.')
+@description('Id of the broker\'s scope that the clients ask for.')
 param scopeId string
 
-// Signing in: the delegated permission User.Read of Microsoft Graph, which the portal gives every app.
+// For signing in: the delegated permission User.Read of Microsoft Graph, which the portal gives every app.
 // https://learn.microsoft.com/graph/permissions-reference#userread
 @export()
 var signingIn = {
@@ -86,7 +86,7 @@ resource applications 'Microsoft.Graph/applications@v1.0' = [
     signInAudience: signInAudience
     serviceManagementReference: empty(serviceManagementReference) ? null : serviceManagementReference
     owners: { relationships: ownerIds }
-    // All three are set, so that a client can become one of another kind.
+    // All three are set, so that a client's kind can be changed.
     spa: { redirectUris: client.kind == 'spa' ? client.redirectUris : [] }
     publicClient: { redirectUris: client.kind == 'publicClient' ? client.redirectUris : [] }
     web: { redirectUris: client.kind == 'web' ? client.redirectUris : [] }

@@ -1,4 +1,4 @@
-// What the Functions host keeps for itself: leases, the timer's state, its own keys.
+// The Functions host's own storage: leases, the timer's state, its keys.
 
 @description('Region of the account.')
 param location string
@@ -8,16 +8,16 @@ param location string
 @maxLength(24)
 param name string
 
-@description('How many copies there are, and where.')
+@description('How the account is replicated.')
 param sku string
 
 @description('Closed to the internet; private endpoints are the only way in.')
 param private bool
 
-@description('Name of the app\'s identity. Roles are named by it: `what-if` passes over modules with names that are known only later.')
+@description('Name of the app\'s identity. The role assignment is named after it, since `what-if` skips modules with names that are unknown before a deployment.')
 param identityName string
 
-@description('Object id of the app\'s identity, which the role is given to.')
+@description('Object id of the app\'s identity, to which the role is assigned.')
 param principalId string
 
 @description('Tags of the account.')
@@ -31,8 +31,8 @@ resource account 'Microsoft.Storage/storageAccounts@2025-08-01' existing = {
   name: name
 }
 
-// Storage Blob Data Owner: what the Functions host asks for. It makes containers of its own, so the role
-// stands on the account, which is why nothing else is kept here.
+// Storage Blob Data Owner, as the Functions host requires. The host makes its own containers, so the role
+// is assigned on the whole account, and nothing else is kept in it.
 var blobDataOwner = 'b7e6dc6d-f1e8-4753-8033-0f276bb0955b'
 
 resource canUseBlobs 'Microsoft.Authorization/roleAssignments@2022-04-01' = {

@@ -1,4 +1,4 @@
-// The identity that opens every resource. The roles stand next to what they open.
+// A managed identity. Its roles are assigned in the modules of the resources.
 
 @description('Region of the identity.')
 param location string
@@ -20,8 +20,8 @@ resource identity 'Microsoft.ManagedIdentity/userAssignedIdentities@2024-11-30' 
 @description('Resource id of the identity.')
 output id string = identity.id
 
-@description('Client id: what code names the identity by.')
+@description('Client id, by which code refers to the identity.')
 output clientId string = identity.properties.clientId
 
-@description('Object id of the service principal: what roles are given to.')
+@description('Object id of the service principal, to which roles are assigned.')
 output principalId string = identity.properties.principalId

@@ -1,12 +1,12 @@
-// Puts resources into an Azure Monitor Private Link Scope of this resource group, whoever made the scope.
+// Puts resources into an Azure Monitor Private Link Scope of this resource group, new or not.
 
 @description('Name of the scope.')
 param scopeName string
 
-@description('Resource ids of what is put there.')
+@description('Ids of the resources.')
 param resourceIds string[]
 
-#disable-next-line BCP081 // There are types for it, but some tools bring those of newer versions only.
+#disable-next-line BCP081 // There are types for it, but some tools have only those of newer versions.
 resource scope 'Microsoft.Insights/privateLinkScopes@2021-07-01-preview' existing = {
   name: scopeName
 }

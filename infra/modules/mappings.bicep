@@ -1,4 +1,4 @@
-// Whose each ACS identity is: the mapping table and the ledger of orphans, in an account of their own.
+// The mapping table and the ledger of orphans, in their own storage account.
 
 @description('Region of the account.')
 param location string
@@ -8,7 +8,7 @@ param location string
 @maxLength(24)
 param name string
 
-@description('How many copies there are, and where.')
+@description('How the account is replicated.')
 param sku string
 
 @description('Closed to the internet; private endpoints are the only way in.')
@@ -19,19 +19,19 @@ param private bool
 @maxLength(2)
 param tableNames string[]
 
-@description('Forbid to delete the account, until the lock is removed.')
+@description('Lock the account against deletion.')
 param lock bool
 
-@description('Name of the app\'s identity. Roles are named by it: `what-if` passes over modules with names that are known only later.')
+@description('Name of the app\'s identity. Role assignments are named after it, since `what-if` skips modules with names that are unknown before a deployment.')
 param identityName string
 
-@description('Object id of the app\'s identity, which roles are given to.')
+@description('Object id of the app\'s identity, to which roles are assigned.')
 param principalId string
 
 @description('Send the log of each change to the workspace.')
 param diagnostics bool
 
-@description('Send the log of each read as well.')
+@description('Also send the log of each read.')
 param logReads bool
 
 @description('Resource id of the workspace that gets the logs.')
@@ -52,7 +52,7 @@ resource account 'Microsoft.Storage/storageAccounts@2025-08-01' existing = {
   }
 }
 
-// The broker never creates a table: where one is missing, it answers 503 and makes no identity.
+// The broker never creates a table: if one is missing, it answers 503 and creates no identity.
 resource mappingTables 'Microsoft.Storage/storageAccounts/tableServices/tables@2025-08-01' = [
   for tableName in tableNames: {
     parent: account::tables
@@ -61,21 +61,21 @@ resource mappingTables 'Microsoft.Storage/storageAccounts/tableServices/tables@2
   }
 ]
 
-// The lock keeps the account, and its group with it, from being deleted through Azure Resource Manager.
-// It does not keep rows or tables: the table service knows no locks, and has neither soft delete nor
-// versions to bring back what somebody with a data role deleted.
+// The lock prevents the deletion of the account, and so of its group, through Azure Resource Manager. It
+// does not protect tables or rows from somebody with a data role: the table service has no locks, no soft
+// delete and no versions.
 // https://learn.microsoft.com/azure/azure-resource-manager/management/lock-resources
 resource deletionLock 'Microsoft.Authorization/locks@2020-05-01' = if (lock) {
   name: 'keep-identity-mappings'
   scope: account
   properties: {
     level: 'CanNotDelete'
-    notes: 'The mapping tables say whose each ACS identity is. ACS cannot list them.'
+    notes: 'Only the mapping tables say whose each ACS identity is. ACS cannot list the identities.'
   }
   dependsOn: [storage]
 }
 
-// Storage Table Data Contributor, on the two tables alone.
+// Storage Table Data Contributor, on the two tables only.
 var tableDataContributor = '0a9a7e1f-b9d0-4cc4-a60d-0319b160aaa3'
 
 resource canUseTables 'Microsoft.Authorization/roleAssignments@2022-04-01' = [
@@ -90,8 +90,8 @@ resource canUseTables 'Microsoft.Authorization/roleAssignments@2022-04-01' = [
   }
 ]
 
-// The broker's reads are in its audit lines already, one for each token. Who else looked somebody up,
-// only the account can tell.
+// The broker's own reads, one for each token, are in its audit lines already. Only the account's log of
+// reads shows who else looked somebody up.
 resource tableLogs 'Microsoft.Insights/diagnosticSettings@2021-05-01-preview' = if (diagnostics) {
   name: 'to-workspace'
   scope: account::tables

@@ -1,4 +1,4 @@
-// Logs: a workspace, unless one is given, and Application Insights on top of it.
+// Logs: a workspace, unless an existing one is given, and Application Insights, which writes to it.
 
 @description('Region of the resources.')
 param location string
@@ -13,10 +13,10 @@ param workspaceName string
 @maxLength(255)
 param componentName string
 
-@description('Resource id of a workspace to use in place of a new one; empty: a new one.')
+@description('Resource id of a workspace to use instead of a new one; empty: a new one.')
 param existingWorkspaceId string
 
-@description('Most that a new workspace takes in a day, in GB.')
+@description('Daily cap of a new workspace, in GB.')
 @minValue(1)
 param dailyQuotaGb int
 
@@ -25,13 +25,13 @@ param dailyQuotaGb int
 @maxValue(730)
 param retentionDays int
 
-@description('Take telemetry from a private link scope only. A workspace that is not new is left as it is.')
+@description('Take telemetry only from a private link scope. An existing workspace is not changed.')
 param privateIngestion bool
 
-@description('Name of the managed identity. Roles are named by it: `what-if` passes over modules with names that are known only later.')
+@description('Name of the managed identity. The role assignment is named after it, since `what-if` skips modules with names that are unknown before a deployment.')
 param identityName string
 
-@description('Object id of the managed identity, which roles are given to.')
+@description('Object id of the managed identity, to which the role is assigned.')
 param principalId string
 
 @description('Tags of the resources.')
@@ -65,7 +65,7 @@ resource component 'Microsoft.Insights/components@2020-02-02' = {
   properties: {
     Application_Type: 'web'
     WorkspaceResourceId: empty(existingWorkspaceId) ? workspace.id : existingWorkspaceId
-    // The connection string alone opens nothing: telemetry is taken from the identity only.
+    // The connection string is not enough to write telemetry: that takes the identity.
     DisableLocalAuth: true
     publicNetworkAccessForIngestion: privateIngestion ? 'Disabled' : 'Enabled'
   }
@@ -90,5 +90,5 @@ output workspaceId string = empty(existingWorkspaceId) ? workspace.id : existing
 @description('Resource id of the Application Insights component.')
 output componentId string = component.id
 
-@description('Customer id of the workspace: what queries name it by.')
+@description('Customer id of the workspace, which queries need.')
 output workspaceCustomerId string = empty(existingWorkspaceId) ? workspace!.properties.customerId : existingWorkspace!.properties.customerId

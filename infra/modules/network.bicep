@@ -1,9 +1,9 @@
-// A network that the app calls from, and that private endpoints are in.
+// A virtual network for the app's outgoing calls and for private endpoints.
 
 @description('Region of the resources.')
 param location string
 
-@description('Name of the network; the other names are made from it.')
+@description('Name of the network; the other names contain it.')
 @minLength(2)
 @maxLength(60)
 param name string
@@ -11,7 +11,7 @@ param name string
 @description('Address space of the network, a /24 or larger.')
 param addressPrefix string
 
-@description('Call from one address that never changes.')
+@description('Give the app one outgoing address that never changes.')
 param fixedEgress bool
 
 @description('Tags of the resources.')
@@ -23,8 +23,8 @@ resource securityGroup 'Microsoft.Network/networkSecurityGroups@2025-05-01' = {
   tags: tags
 }
 
-// Only for the fixed address: a subnet that is delegated to a service has a way out without it, which the
-// service manages. The gateway is in one zone. The kind that spans zones, StandardV2, cannot be attached
+// Only for the fixed address: a subnet that is delegated to a service can reach the internet without it,
+// as the service arranges. The gateway is in one zone: StandardV2, which spans zones, cannot be attached
 // to a subnet like the app's.
 // https://learn.microsoft.com/azure/virtual-network/ip-services/default-outbound-access
 // https://learn.microsoft.com/azure/nat-gateway/nat-overview
@@ -90,7 +90,7 @@ resource network 'Microsoft.Network/virtualNetworks@2025-05-01' = {
 @description('Resource id of the network.')
 output id string = network.id
 
-@description('Resource id of the subnet that the app calls from.')
+@description('Resource id of the subnet from which the app calls.')
 output appSubnetId string = network::appSubnet.id
 
 @description('Resource id of the subnet of the private endpoints.')

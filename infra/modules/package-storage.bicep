@@ -1,4 +1,4 @@
-// The code that runs: one container, written by deployments and read when an instance starts.
+// Storage for the app's package: one container, which deployments write and starting instances read.
 
 @description('Region of the account.')
 param location string
@@ -8,16 +8,16 @@ param location string
 @maxLength(24)
 param name string
 
-@description('How many copies there are, and where.')
+@description('How the account is replicated.')
 param sku string
 
 @description('Closed to the internet; private endpoints are the only way in.')
 param private bool
 
-@description('Name of the identity that deployments use. Roles are named by it: `what-if` passes over modules with names that are known only later.')
+@description('Name of the identity that deployments use. The role assignment is named after it, since `what-if` skips modules with names that are unknown before a deployment.')
 param identityName string
 
-@description('Object id of the identity that deployments use, which the role is given to.')
+@description('Object id of the identity that deployments use, to which the role is assigned.')
 param principalId string
 
 @description('Send the log of each change to the workspace.')
@@ -37,8 +37,8 @@ resource account 'Microsoft.Storage/storageAccounts@2025-08-01' existing = {
   name: name
 }
 
-// What was replaced stays as an older version, until somebody deletes that; what was deleted stays for a
-// month. So a package that nobody deployed can be looked at.
+// A replaced package stays as an older version until somebody deletes it, and a deleted one stays for 30
+// days. So a package that an attacker wrote can be examined.
 resource blobs 'Microsoft.Storage/storageAccounts/blobServices@2025-08-01' = {
   parent: account
   name: 'default'
@@ -56,7 +56,7 @@ resource package 'Microsoft.Storage/storageAccounts/blobServices/containers@2025
   properties: { publicAccess: 'None' }
 }
 
-// Storage Blob Data Contributor: the one that `az functionapp create` gives for a deployment storage.
+// Storage Blob Data Contributor, which `az functionapp create` also assigns for deployment storage.
 var blobDataContributor = 'ba92f5b4-2d11-453d-a403-e96b0029c9fe'
 
 resource canUsePackage 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
@@ -69,7 +69,7 @@ resource canUsePackage 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
   }
 }
 
-// Reads are left out: each start of an instance is one.
+// Reads are not logged: each start of an instance is one.
 resource blobLogs 'Microsoft.Insights/diagnosticSettings@2021-05-01-preview' = if (diagnostics) {
   name: 'to-workspace'
   scope: blobs

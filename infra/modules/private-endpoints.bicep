@@ -1,20 +1,20 @@
-// Private ways into resources, and the names that lead to them.
+// Private endpoints, and the DNS names that lead to them.
 
 import { dnsZoneIds, privateEndpoint } from '../types.bicep'
 
 @description('Region of the endpoints.')
 param location string
 
-@description('Resource id of the network where the names are known.')
+@description('Resource id of the network in which the names resolve.')
 param networkId string
 
 @description('Resource id of the subnet of the endpoints.')
 param subnetId string
 
-@description('What the endpoints lead to.')
+@description('The endpoints, and the resources that they lead to.')
 param endpoints privateEndpoint[]
 
-@description('Private DNS zones to use in place of new ones.')
+@description('Private DNS zones to use instead of new ones.')
 param zoneIds dnsZoneIds?
 
 @description('Tags of the resources.')
@@ -56,7 +56,7 @@ resource links 'Microsoft.Network/privateDnsZones/virtualNetworkLinks@2024-06-01
   }
 ]
 
-resource ways 'Microsoft.Network/privateEndpoints@2025-05-01' = [
+resource privateEndpoints 'Microsoft.Network/privateEndpoints@2025-05-01' = [
   for endpoint in endpoints: {
     name: 'pep-${endpoint.groupId}-${endpoint.name}'
     location: location
@@ -75,7 +75,7 @@ resource ways 'Microsoft.Network/privateEndpoints@2025-05-01' = [
 
 resource names 'Microsoft.Network/privateEndpoints/privateDnsZoneGroups@2025-05-01' = [
   for (endpoint, position) in endpoints: if (!empty(usedZones[position])) {
-    parent: ways[position]
+    parent: privateEndpoints[position]
     name: 'default'
     properties: {
       privateDnsZoneConfigs: [

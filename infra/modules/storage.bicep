@@ -1,5 +1,5 @@
-// A storage account as each of the three here is: no keys, no anonymous access. What it holds, and who
-// may use that, is in the module that asks for it.
+// A storage account without keys and anonymous access. The module that uses it defines what it holds, and
+// who has access.
 
 @description('Region of the account.')
 param location string
@@ -9,7 +9,7 @@ param location string
 @maxLength(24)
 param name string
 
-@description('How many copies there are, and where.')
+@description('How the account is replicated.')
 param sku string
 
 @description('Closed to the internet; private endpoints are the only way in.')

@@ -1,4 +1,4 @@
-// The workbook: the audit lines beside ACS's own logs.
+// The workbook: the audit lines, next to ACS's own logs.
 
 import { completed } from 'queries.bicep'
 
@@ -24,12 +24,12 @@ var panels = [
     query: loadTextContent('../queries/workbook-outcomes.kql')
   }
   {
-    title: 'Time for a token, and what of it was waiting, in milliseconds'
+    title: 'Time to issue a token, and the waits in it, in milliseconds'
     shownAs: 'linechart'
     query: loadTextContent('../queries/workbook-latency.kql')
   }
   {
-    title: 'Who is slow?'
+    title: 'Which requests are slow?'
     shownAs: 'table'
     query: loadTextContent('../queries/workbook-slow.kql')
   }
@@ -39,12 +39,12 @@ var panels = [
     query: loadTextContent('../queries/workbook-refusals.kql')
   }
   {
-    title: 'People, beside what ACS logged for the same identity'
+    title: 'People, and what ACS logged for the same identities'
     shownAs: 'table'
     query: loadTextContent('../queries/workbook-people.kql')
   }
   {
-    title: 'ACS\'s own view'
+    title: 'What ACS logged'
     shownAs: 'table'
     query: loadTextContent('../queries/workbook-acs.kql')
   }
@@ -90,14 +90,14 @@ var panels = [
   }
 ]
 
-// The workbook puts these where a query says {Identity}, {Person} or {Request}.
+// The workbook puts these in place of {Identity}, {Person} and {Request} in queries.
 var questions = [
   { name: 'Identity', label: 'ACS identity (8:acs:...)' }
   { name: 'Person', label: 'Object id of a user' }
   { name: 'Request', label: 'traceId of a request' }
 ]
 
-// Numbers that the workbook's format gives to kinds of items and parameters.
+// The workbook format's numbers for kinds of items and parameters.
 var parametersItem = 9
 var queryItem = 3
 var textParameter = 1

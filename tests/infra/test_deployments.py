@@ -513,7 +513,7 @@ class TestNetwork:
         assert 3 == len(of_type(made, "Microsoft.Network/privateEndpoints"))
 
     @pytest.mark.parametrize(
-        ("misfit", "others"),
+        ("conflict", "others"),
         [
             pytest.param("fixedEgress", {"existingSubnets": SUBNETS}, id="two networks"),
             pytest.param("privateDnsZones", {"privateNetwork": True}, id="zones without a link"),
@@ -521,7 +521,7 @@ class TestNetwork:
             pytest.param("access", {"privateApp": True}, id="nobody to let in"),
         ],
     )
-    def test_misfits(self, misfit: str, others: dict[str, Any]) -> None:
+    def test_conflicts(self, conflict: str, others: dict[str, Any]) -> None:
         """A parameter that would do nothing, or break telemetry or names, is refused with why."""
         values: dict[str, Any] = {
             "fixedEgress": True,
@@ -529,11 +529,11 @@ class TestNetwork:
             "existingLogScopeId": LOG_SCOPE,
             "access": {"ipRanges": ["203.0.113.0/24"]},
         }
-        with pytest.raises(FailError, match=f"^{misfit} "):
-            deploy(**{misfit: values[misfit]} | others)
+        with pytest.raises(FailError, match=f"^{conflict} "):
+            deploy(**{conflict: values[conflict]} | others)
 
-    def test_all_misfits_at_once(self) -> None:
-        """Each misfit is named, so that one attempt shows them all."""
+    def test_all_conflicts_at_once(self) -> None:
+        """Each conflict is named, so that one attempt shows them all."""
         with pytest.raises(FailError, match=r"fixedEgress .*access "):
             deploy(
                 fixedEgress=True,
