@@ -3,32 +3,34 @@ set -euo pipefail
 
 usage() {
   cat <<'USAGE'
-Lets a GitHub repository deploy, without a secret: its environment, two identities in Entra that
-GitHub's own token opens, their roles in Azure, and the variables of .github/workflows/deploy.yml.
+Lets a GitHub repository deploy without a secret. It sets up the repository's environment, two
+identities in Entra that trust GitHub's own tokens, their roles in Azure, and the variables of
+.github/workflows/deploy.yml.
 
     infra/github.sh [--repository OWNER/NAME] [--reviewer LOGIN | --reviewer ORGANISATION/TEAM]...
                     [--subject-prefix PREFIX] [--dry-run]
 
     --repository      default: the repository of this folder
-    --reviewer        who must agree to each deployment; may be given again
-    --subject-prefix  where the repository has a subject claim of its own making, what stands
-                      before :environment:... in it
+    --reviewer        who must approve each deployment; may be given several times
+    --subject-prefix  the part before :environment:... of the subject claim, if the repository
+                      has customised that claim
     --dry-run         print each call that changes something, and make none
 
-The variables are those of this shell that infra/production.bicepparam reads, and must be those of
-the environment prod: source its file first. One that is not set stays as it is in the repository.
+It takes the variables that infra/production.bicepparam reads from this shell. They must be those of
+the environment prod: source its file first. A variable that is not set here stays as it is in the
+repository.
 
 Sign in first with `az login` (Owner or User Access Administrator on the subscription, and in Entra
-Application Developer) and `gh auth login` (admin of the repository). A second run changes nothing
-but what is no longer as it should be. The identities are known by the variables of the repository,
-since anybody in the tenant may give a registration any name.
+Application Developer) and `gh auth login` (admin of the repository). A second run changes only what
+is no longer as it should be. The repository's variables, not names, identify the registrations, since
+anybody in the tenant can give a registration any name.
 USAGE
 }
 
 fail() { printf 'github.sh: %s\n' "$*" >&2; exit 1; }
 
 HERE=$(cd "$(dirname "$0")" && pwd)
-# What .github/workflows/deploy.yml deploys, and from where.
+# The environment that .github/workflows/deploy.yml deploys, and the branch.
 NAME=prod
 ENVIRONMENT=production
 BRANCH=main
@@ -59,9 +61,9 @@ done
 : "${ENTRA_CLIENT_ID:?github.sh: set ENTRA_CLIENT_ID, from the registration of the broker}"
 : "${ENTRA_APPLICATION_ID_URI:?github.sh: set ENTRA_APPLICATION_ID_URI, from the registration of the broker}"
 
-# Every call that changes something goes through here. Its input is its first argument; ANSWER is
-# what it prints. What was made a moment ago is not known everywhere in Entra at once, so each call
-# of Azure's gets a few tries; what GitHub refuses, it goes on refusing.
+# Every call that changes something goes through here. The first argument is the call's input; ANSWER is
+# set to its output. A new object is not known everywhere in Entra at once, so calls to Azure are retried;
+# GitHub's refusals are final.
 change() {
   local input=$1 shown pause
   shift
@@ -72,10 +74,10 @@ change() {
   for pause in 5 10 20 40 ""; do
     if ANSWER=$("$@" <<<"$input" | tr -d '\r'); then return 0; fi
     if [ "$1" != az ] || [ -z "$pause" ]; then break; fi
-    printf 'Once more in %s seconds.\n' "$pause" >&2
+    printf 'Trying again in %s seconds.\n' "$pause" >&2
     sleep "$pause"
   done
-  fail "this did not work:$shown"
+  fail "this command failed:$shown"
 }
 
 ask() { az "$@" --output tsv | tr -d '\r'; }
@@ -89,22 +91,22 @@ REPOSITORY=$(gh repo view ${REPOSITORY:+"$REPOSITORY"} --json nameWithOwner --jq
   fail "which repository? --repository OWNER/NAME"
 [[ $REPOSITORY =~ ^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+$ ]] || fail "not OWNER/NAME: $REPOSITORY"
 
-# What GitHub itself says it will send as the subject. Repositories that were made, renamed or
-# transferred since July 2026 send ids beside the names:
+# The subject that GitHub says it will send. Repositories that were created, renamed or transferred
+# since July 2026 send ids after the names:
 # https://github.blog/changelog/2026-04-23-immutable-subject-claims-for-github-actions-oidc-tokens/
 if [ -z "$PREFIX" ]; then
   CLAIM=$(gh api "repos/$REPOSITORY/actions/oidc/customization/sub") ||
-    fail "GitHub does not say which subject $REPOSITORY sends; are you an admin of it?"
+    fail "GitHub did not say which subject $REPOSITORY sends; are you an admin of it?"
   PREFIX=$(python3 -c '
 import json, sys
 claim = json.load(sys.stdin)
 if claim.get("use_default", True):
     print(claim.get("sub_claim_prefix") or "repo:" + sys.argv[1])
 ' "$REPOSITORY" <<<"$CLAIM")
-  [ -n "$PREFIX" ] || fail "$REPOSITORY has a subject claim of its own making ($CLAIM); name it with --subject-prefix"
+  [ -n "$PREFIX" ] || fail "$REPOSITORY has customised its subject claim ($CLAIM); name its prefix with --subject-prefix"
 fi
 
-# value_of WHERE NAME; prints a variable of the repository or, where WHERE names one, of an environment.
+# value_of WHERE NAME; prints a variable of the repository or, if WHERE names an environment, of that.
 value_of() {
   local found
   found=$(gh variable list --repo "$REPOSITORY" ${1:+--env "$1"} --json name,value 2>/dev/null || echo '[]')
@@ -119,43 +121,43 @@ variable() {
   [ "$(value_of "$1" "$2")" = "$3" ] || change "" gh variable set "$2" --repo "$REPOSITORY" ${1:+--env "$1"} --body "$3"
 }
 
-# Registrations and not managed identities: these would lie in a resource group, go with it, and
-# get tokens that last for a day (https://learn.microsoft.com/entra/identity/managed-identities-azure-resources/managed-identities-faq).
+# Registrations, not managed identities, which would be deleted with their resource group, and get
+# tokens that last for a day (https://learn.microsoft.com/entra/identity/managed-identities-azure-resources/managed-identities-faq).
 #
 # known WHERE NAME CREDENTIAL; sets CLIENT_ID to the registration that the variable AZURE_CLIENT_ID
-# names, or to nothing. A name alone makes no registration ours: anybody may take any name, and
-# would have what this script gives to it. Nor is one ours that something else can sign in as.
+# names, or to nothing. A matching display name is not enough: anybody can take any name, and would get
+# the roles that this script assigns. A registration that has other credentials is refused, too.
 known() {
   local where=$1 name=$2 credential=$3 others secrets
   CLIENT_ID=$(value_of "$where" AZURE_CLIENT_ID)
   if [ -n "$CLIENT_ID" ]; then
     [[ $CLIENT_ID =~ ^[0-9a-fA-F-]{36}$ ]] || fail "AZURE_CLIENT_ID of $REPOSITORY is not a client id: $CLIENT_ID"
-    CLIENT_ID=$(ask ad app list --filter "appId eq '$CLIENT_ID'" --query "[].appId") || fail "Entra does not answer"
+    CLIENT_ID=$(ask ad app list --filter "appId eq '$CLIENT_ID'" --query "[].appId") || fail "Entra did not answer"
   fi
   if [ -z "$CLIENT_ID" ]; then
-    others=$(ask ad app list --filter "displayName eq '$name'" --query "[].appId") || fail "Entra does not answer"
-    [ -z "$others" ] || fail "there is a registration named $name that no variable of $REPOSITORY names: $others
+    others=$(ask ad app list --filter "displayName eq '$name'" --query "[].appId") || fail "Entra did not answer"
+    [ -z "$others" ] || fail "there is a registration named $name, but no variable of $REPOSITORY has its id: $others
 Delete it: az ad app delete --id $others
 Or, if you know it to be yours: gh variable set AZURE_CLIENT_ID --repo $REPOSITORY ${where:+--env $where }--body $others"
     return 0
   fi
   secrets=$(ask ad app show --id "$CLIENT_ID" --query "[passwordCredentials, keyCredentials][].keyId") ||
-    fail "the secrets of $CLIENT_ID do not show"
+    fail "the secrets of $CLIENT_ID could not be listed"
   others=$(ask ad app federated-credential list --id "$CLIENT_ID" --query "[?name!='$credential'].name") ||
-    fail "the credentials of $CLIENT_ID do not show"
+    fail "the federated credentials of $CLIENT_ID could not be listed"
   [ -z "$secrets$others" ] || fail "the registration $CLIENT_ID ($name) has credentials that this script did not make: $secrets $others
-Delete them (az ad app credential delete, az ad app federated-credential delete), or have a new
-registration made: gh variable delete AZURE_CLIENT_ID --repo $REPOSITORY ${where:+--env $where}"
+Delete them (az ad app credential delete, az ad app federated-credential delete), or let this script
+make a new registration: gh variable delete AZURE_CLIENT_ID --repo $REPOSITORY ${where:+--env $where}"
 }
 
-# identity KIND WHERE NAME CREDENTIAL SUBJECT; makes of CLIENT_ID, or of a new registration, what it
-# should be. The variable is set at once, so that a second run knows what the first one made.
+# identity KIND WHERE NAME CREDENTIAL SUBJECT; sets up the registration CLIENT_ID, or a new one. The
+# variable is set at once, so that a second run recognises the registration.
 identity() {
   local kind=$1 where=$2 name=$3 credential=$4 subject=$5 principal found parameters
   local issuer=https://token.actions.githubusercontent.com
   found=
   if [ -z "$CLIENT_ID" ]; then
-    # Not `az ad app create`, which takes over what has the name already.
+    # Not `az ad app create`, which takes over an existing registration of that name.
     change "" az rest --method POST --url https://graph.microsoft.com/v1.0/applications --query appId --output tsv \
       --body "{\"displayName\": \"$name\", \"signInAudience\": \"AzureADMyOrg\"}"
     CLIENT_ID=${ANSWER:-<client id of $name>}
@@ -191,7 +193,7 @@ known "$ENVIRONMENT" "$DEPLOYER_NAME" "$ENVIRONMENT"
 DEPLOYER=$CLIENT_ID
 
 NAMES=$(sed -n "s/.*readEnvironmentVariable('\([A-Z_]*\)'.*/\1/p" "$HERE/production.bicepparam" | grep -vx AZURE_ENV_NAME)
-printf 'What %s deploys %s with:\n' "$REPOSITORY" "$NAME"
+printf '%s deploys %s with:\n' "$REPOSITORY" "$NAME"
 for name in $NAMES; do
   if [ -n "${!name:-}" ]; then
     printf '  %s=%s\n' "$name" "${!name}"
@@ -201,7 +203,7 @@ for name in $NAMES; do
   fi
 done
 
-# The environment. Without its rule for branches, the workflow of any branch could deploy.
+# The environment. Without its rule for branches, a workflow on any branch could deploy.
 IDS=
 for reviewer in $REVIEWERS; do
   case $reviewer in
@@ -210,9 +212,10 @@ for reviewer in $REVIEWERS; do
   esac
   IDS="$IDS $id"
 done
-ENVIRONMENTS=$(gh api "repos/$REPOSITORY/environments?per_page=100") || fail "$REPOSITORY shows no environments"
-# Prints what to set; nothing where all is as it should be. What is set already stays: writing an
-# environment replaces all of it. What is at its default is left out, as plans refuse what they lack.
+ENVIRONMENTS=$(gh api "repos/$REPOSITORY/environments?per_page=100") || fail "the environments of $REPOSITORY could not be listed"
+# Prints the settings to write, or nothing if all is as it should be. They include the present settings,
+# since writing an environment replaces all of it. Defaults are left out, since GitHub refuses settings
+# that the plan does not include.
 # shellcheck disable=SC2086 # A word for each reviewer.
 BODY=$(python3 -c '
 import json, sys
@@ -231,7 +234,7 @@ pairs = [text.split(":") for text in wanted]
 new = [{"type": kind, "id": int(number)} for kind, number in pairs]
 after["reviewers"] = before["reviewers"] + [each for each in new if each not in before["reviewers"]]
 if not after["reviewers"]:
-    sys.stderr.write("Nobody has to agree to a deployment: see --reviewer.\n")
+    sys.stderr.write("Nobody has to approve deployments: see --reviewer.\n")
 if before != after:
     print(json.dumps({key: value for key, value in after.items() if value}))
 ' "$ENVIRONMENT" $IDS <<<"$ENVIRONMENTS")
@@ -239,7 +242,7 @@ ROUTE=repos/$REPOSITORY/environments/$ENVIRONMENT
 if [ -n "$BODY" ]; then change "$BODY" gh api --method PUT "$ROUTE" --input -; fi
 BRANCHES=$(gh api "$ROUTE/deployment-branch-policies" --jq '.branch_policies[].name' 2>/dev/null || true)
 for branch in $BRANCHES; do
-  [ "$branch" = "$BRANCH" ] || printf 'The branch %s may deploy, too.\n' "$branch" >&2
+  [ "$branch" = "$BRANCH" ] || printf 'The branch %s may also deploy.\n' "$branch" >&2
 done
 if ! grep -qxF "$BRANCH" <<<"$BRANCHES"; then
   change "" gh api --method POST "$ROUTE/deployment-branch-policies" --raw-field "name=$BRANCH"

@@ -3,15 +3,15 @@ set -euo pipefail
 
 usage() {
   cat <<'USAGE'
-Prints the outputs of one environment's newest deployment, whether `az` or `azd` made it.
+Prints the outputs of an environment's newest deployment, made by `az` or `azd`.
 
     eval "$(infra/outputs.sh prod)"           sets a variable for each output
     infra/outputs.sh prod AZURE_FUNCTION_URL  prints one value
     infra/outputs.sh prod --json              prints all as JSON
 
-Without the environment's name, $AZURE_ENV_NAME is taken. The subscription is that of `az login`.
-Where an environment is not found, what is evaluated unsets the variables, so that no later command
-meets another environment. Of the outputs, those count that infra/main.bicep has.
+The environment defaults to $AZURE_ENV_NAME. The subscription is that of `az login`. If the
+environment is not found, `eval` unsets the variables, so that no later command uses those of another
+environment. Only the outputs that infra/main.bicep declares are printed.
 USAGE
 }
 
@@ -21,7 +21,7 @@ ENVIRONMENT=
 NAME=
 FORMAT=shell
 
-# What is printed is what `eval` runs after a failure.
+# After a failure, `eval` runs what this prints.
 fail() {
   printf 'outputs.sh: %s\n' "$*" >&2
   if [ "$FORMAT" = shell ]; then printf 'unset%s; false\n' "$OUTPUTS"; fi
@@ -49,15 +49,15 @@ done
 ENVIRONMENT=${ENVIRONMENT:-${AZURE_ENV_NAME:-}}
 [ -n "$ENVIRONMENT" ] || fail "which environment? infra/outputs.sh NAME, or set AZURE_ENV_NAME"
 [[ $ENVIRONMENT =~ ^[A-Za-z0-9-]+$ ]] || fail "not the name of an environment: $ENVIRONMENT"
-command -v az >/dev/null || fail "the Azure CLI is not here: https://aka.ms/azure-cli"
+command -v az >/dev/null || fail "install the Azure CLI first: https://aka.ms/azure-cli"
 
 LIST=$(az deployment sub list --output json --query \
   "[].{name: name, tags: tags, state: properties.provisioningState, time: properties.timestamp}") ||
-  fail "the deployments could not be listed; is \`az login\` done, and the subscription the right one?"
+  fail "the deployments could not be listed; did you run \`az login\`, and is it the right subscription?"
 
 # azd names its deployments after the environment and the time, and tags them with the environment
 # and, in newer versions, with the project (azure.yaml). `azd down` ends with an empty deployment
-# under the same tags.
+# that has the same tags.
 FIND='
 import json, sys
 
@@ -75,11 +75,11 @@ for deployment in json.load(sys.stdin):
 print(*(name for _, name in sorted(found, reverse=True)))
 print(*sorted(known), sep=", ")
 '
-FOUND=$(python3 -c "$FIND" "$ENVIRONMENT" <<<"$LIST") || fail "the deployments could not be understood"
+FOUND=$(python3 -c "$FIND" "$ENVIRONMENT" <<<"$LIST") || fail "the list of deployments could not be read"
 DEPLOYMENTS=${FOUND%%$'\n'*}
 KNOWN=${FOUND#*$'\n'}
 
-# Names in upper case, as in main.bicep: Azure gives some back as azurE_RESOURCE_GROUP.
+# Names in upper case, as in main.bicep: Azure returns some as azurE_RESOURCE_GROUP.
 PROGRAM='
 import json, shlex, sys
 
@@ -87,12 +87,12 @@ environment, form, name, known = sys.argv[1:]
 outputs = json.load(sys.stdin) or {}
 if not outputs:
     sys.exit(3)
-# No other name is taken: what is printed is evaluated, and PATH would be set as well.
+# Other names are left out: they are evaluated, and one might be PATH.
 texts = {key.upper(): output["value"] for key, output in outputs.items() if key.upper() in known.split()}
 values = {key: text if type(text) is str else json.dumps(text) for key, text in texts.items()}
 group = values.get("AZURE_RESOURCE_GROUP")
 if group != "rg-acs-token-broker-" + environment:
-    print(group or "no group of ours")
+    print(group or "no resource group of this service")
     sys.exit(4)
 if form == "json":
     print(json.dumps(values, indent=2))
@@ -114,10 +114,10 @@ for deployment in $DEPLOYMENTS; do
   case $status in
     0) printf '%s\n' "$TEXT"; exit ;;
     3) fail "the environment $ENVIRONMENT was taken down (the deployment $deployment is empty)" ;;
-    4) OTHERS="$OTHERS The deployment $deployment made $TEXT." ;; # Another service's, or a slip.
+    4) OTHERS="$OTHERS The deployment $deployment made $TEXT." ;; # Another service's, or a mistake.
     5) fail "there is no output $NAME" ;;
-    *) fail "the outputs of the deployment $deployment could not be understood" ;;
+    *) fail "the outputs of the deployment $deployment could not be read" ;;
   esac
 done
 
-fail "no deployment of an environment $ENVIRONMENT has succeeded here. There are: ${KNOWN:-none}.$OTHERS"
+fail "no deployment of an environment $ENVIRONMENT has succeeded in this subscription. It has: ${KNOWN:-none}.$OTHERS"

@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
 set -euo pipefail
 
-# What infra/modules gives to the app's identity, and so what a deployer must be able to give:
+# The roles that infra/modules assigns, and that a deployer must be able to assign:
 #   Communication and Email Service Owner, Monitoring Metrics Publisher,
 #   Storage Blob Data Owner, Storage Blob Data Contributor, Storage Table Data Contributor
 ROLES="09976791-48a7-449e-bb21-39d1a415f350, 3913510d-42f4-4e42-8a64-420c390055eb, b7e6dc6d-f1e8-4753-8033-0f276bb0955b, ba92f5b4-2d11-453d-a403-e96b0029c9fe, 0a9a7e1f-b9d0-4cc4-a60d-0319b160aaa3"
 
 usage() {
   cat <<'USAGE'
-Gives somebody the roles, on the subscription of `az login`, that deploying or looking takes.
+Assigns the roles for deploying, or for reading, on the subscription of `az login`.
 
     infra/roles.sh deployer OBJECT_ID [--type User|Group|ServicePrincipal] [--dry-run]
     infra/roles.sh reader   OBJECT_ID [--type User|Group|ServicePrincipal] [--dry-run]
 
-deployer: Contributor; Role Based Access Control Administrator, with a condition, for those roles
-alone that infra/main.bicep gives; and a custom role for the locks. User Access Administrator would
-have the locks as well, but also role definitions and requests that no such condition covers.
+deployer: Contributor; Role Based Access Control Administrator, with a condition that allows only the
+roles that infra/main.bicep assigns; and a custom role for the locks. User Access Administrator would
+include the locks, but also role definitions and requests that no such condition covers.
 reader: Reader, and a custom role for `what-if`, which changes nothing.
 
-Whoever runs it needs Owner or User Access Administrator. A second run changes nothing.
+You need Owner or User Access Administrator to run it. A second run changes nothing.
 USAGE
 }
 
@@ -41,8 +41,8 @@ while [ $# -gt 0 ]; do
 done
 if [ -z "$KIND" ] || [ -z "$PRINCIPAL" ]; then usage >&2; exit 2; fi
 
-# Every call that changes something goes through here. What was made a moment ago is not known
-# everywhere at once, so each call gets a few tries.
+# Every call that changes something goes through here. New objects are not known everywhere at once, so
+# each call is retried.
 change() {
   local shown pause
   shown=$(printf ' %q' "$@")
@@ -50,10 +50,10 @@ change() {
   [ -z "$DRY_RUN" ] || return 0
   for pause in 5 10 20 40; do
     if "$@" >/dev/null; then return 0; fi
-    printf 'Once more in %s seconds.\n' "$pause" >&2
+    printf 'Trying again in %s seconds.\n' "$pause" >&2
     sleep "$pause"
   done
-  "$@" >/dev/null || fail "this did not work:$shown"
+  "$@" >/dev/null || fail "this command failed:$shown"
 }
 
 ask() { az "$@" --output tsv | tr -d '\r'; }
@@ -65,11 +65,11 @@ SCOPE=/subscriptions/$SUBSCRIPTION
 give() {
   local found id
   found=$(ask role assignment list --scope "$SCOPE" --assignee-object-id "$PRINCIPAL" --role "$1" \
-    --query "[].[id, condition]" 2>/dev/null || true) # A role made in a dry run is not there.
+    --query "[].[id, condition]" 2>/dev/null || true) # In a dry run, the custom role may not exist.
   if [ -n "$found" ]; then
     id=${found%%$'\t'*}
     [ "${found#*$'\t'}" != "${2:-}" ] && [ -n "${2:-}" ] || return 0
-    # A condition cannot be put on an assignment that there is, short of writing it anew.
+    # To set the condition of an existing assignment, the whole assignment must be written again.
     change az role assignment delete --ids "$id"
   fi
   set -- az role assignment create --scope "$SCOPE" --assignee-object-id "$PRINCIPAL" \
@@ -77,7 +77,7 @@ give() {
   change "$@"
 }
 
-# define ROLE DESCRIPTION ACTION...; custom roles have names that are unique in the tenant.
+# define ROLE DESCRIPTION ACTION...; the name of a custom role must be unique in the tenant.
 define() {
   local name=$1 description=$2 actions definition
   shift 2

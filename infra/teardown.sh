@@ -3,8 +3,9 @@ set -euo pipefail
 
 usage() {
   cat <<'USAGE'
-Takes an environment down: locks, resources, what stands on an ACS resource of another group, and
-the records of its deployments. It shows all that first, and asks for the environment's name.
+Deletes an environment: its locks, its resources, its role and diagnostic setting on an ACS resource
+of another group, and the records of its deployments. It lists all of them first, and asks for the
+environment's name.
 
     infra/teardown.sh ENVIRONMENT [--dry-run] [--yes ENVIRONMENT] [--purge-logs]
                       [--registration CLIENT_ID]...
@@ -13,12 +14,12 @@ the records of its deployments. It shows all that first, and asks for the enviro
     --yes NAME      do not ask; NAME must be the environment's
     --purge-logs    delete the logs for good. Otherwise the workspace can be recovered for 14 days,
                     and a new deployment of the same environment gets it back with its logs.
-    --registration  delete a registration in Entra as well, for good, with its roles: not one of
-                    the broker that another environment of the subscription uses
+    --registration  also delete a registration in Entra for good, with its roles. It is refused if
+                    another environment of the subscription uses the registration.
 
-The mapping tables cannot be made again: infra/export.py writes them to files.
-Whoever runs it needs the roles of a deployer (infra/roles.sh); --registration also takes Cloud
-Application Administrator in Entra, and User Access Administrator where a registration has roles.
+The mapping tables cannot be recreated: export them first (infra/export.py).
+You need the roles of a deployer (infra/roles.sh) to run it; --registration also takes Cloud
+Application Administrator in Entra, and User Access Administrator if a registration has roles.
 It can be run again.
 USAGE
 }
@@ -47,7 +48,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 [ -n "$ENVIRONMENT" ] || { usage >&2; exit 2; }
-IFS=$'\n' # What follows are lists of lines: the name of a lock may have spaces.
+IFS=$'\n' # The lists below have an item on each line: the name of a lock may have spaces.
 [[ $ENVIRONMENT =~ ^[A-Za-z0-9-]+$ ]] || fail "not the name of an environment: $ENVIRONMENT"
 for id in $REGISTRATIONS; do
   [[ $id =~ ^[0-9a-fA-F-]{36}$ ]] || fail "not a client id: $id"
@@ -62,19 +63,20 @@ change() {
   [ -n "$DRY_RUN" ] || "$@"
 }
 
-# Some deletions take a while to be known everywhere. The first argument says what else is so.
+# Some deletions take a while to be known everywhere, so this tries again. The first argument is the
+# error message in case it never succeeds.
 change_at_last() {
-  local otherwise=$1 pause
+  local message=$1 pause
   shift
   for pause in 5 10 20 40 80; do
     if change "$@"; then return 0; fi
-    printf 'Once more in %s seconds.\n' "$pause" >&2
+    printf 'Trying again in %s seconds.\n' "$pause" >&2
     sleep "$pause"
   done
-  change "$@" || fail "$otherwise: run this again"
+  change "$@" || fail "$message: run this again"
 }
 
-# An answer of Azure as lines, without the carriage returns of the Azure CLI on Windows.
+# Prints Azure's answer as lines, without the carriage returns of the Azure CLI on Windows.
 ask() { az "$@" --output tsv | tr -d '\r'; }
 
 SUBSCRIPTION=$(ask account show --query "[name, id] | join(' ', @)") || fail "sign in first: az login"
@@ -91,7 +93,7 @@ if [ "$PRESENT" = true ]; then
   LOCKS=$(ask lock list --resource-group "$GROUP" --query "[].id")
   WORKSPACES=$(ask resource list --resource-group "$GROUP" \
     --resource-type Microsoft.OperationalInsights/workspaces --query "[].name")
-  # An ACS resource of another group keeps a role of the identity, and a diagnostic setting.
+  # An ACS resource of another group still has the identity's role, and a diagnostic setting.
   if ACS=$("$HERE/outputs.sh" "$ENVIRONMENT" ACS_RESOURCE_ID); then
     APP=$("$HERE/outputs.sh" "$ENVIRONMENT" AZURE_FUNCTION_NAME)
     PRINCIPAL=$("$HERE/outputs.sh" "$ENVIRONMENT" IDENTITY_PRINCIPAL_ID)
@@ -100,18 +102,18 @@ if [ "$PRESENT" = true ]; then
       SETTINGS=$(ask monitor diagnostic-settings list --resource "$ACS" --query "[?name=='$APP'].name")
     fi
   else
-    printf '%s\n' "No outputs: what stands on an ACS resource of another group is left." >&2
+    printf '%s\n' "No outputs: a role and a diagnostic setting on an ACS resource of another group are left." >&2
   fi
 fi
 
-# Without the broker's registration, an environment that is left would let nobody in.
+# Another environment that uses the registration would refuse everybody without it.
 if [ -n "$REGISTRATIONS" ]; then
   OTHERS=$(ask group list --query "[?starts_with(name, 'rg-acs-token-broker-')].name")
   for other in $OTHERS; do
     [ "$other" != "$GROUP" ] || continue
     other=${other#rg-acs-token-broker-}
     url=$("$HERE/outputs.sh" "$other" ADMIN_CONSENT_URL) ||
-      fail "which registration the environment $other uses is not known: take it down first"
+      fail "cannot tell which registration the environment $other uses: delete that environment first"
     for id in $REGISTRATIONS; do
       if grep -qi "client_id=$id" <<<"$url"; then fail "the environment $other uses the registration $id, too"; fi
     done
@@ -123,10 +125,10 @@ DEPLOYMENTS=$(ask deployment sub list --query "[?name=='acs-token-broker-$ENVIRO
 
 printf 'In %s this deletes\n' "$SUBSCRIPTION"
 if [ "$PRESENT" = true ]; then
-  printf '  the group %s with\n' "$GROUP"
+  printf '  the resource group %s with\n' "$GROUP"
   ask resource list --resource-group "$GROUP" --query "[].join(' ', [type, name])" | sed 's/^/    /'
 else
-  printf '  no resource: there is no group %s\n' "$GROUP"
+  printf '  no resource: there is no resource group %s\n' "$GROUP"
 fi
 for line in $LOCKS $ASSIGNMENTS $DEPLOYMENTS; do printf '  %s\n' "$line"; done
 for line in $SETTINGS; do printf '  the diagnostic setting %s of %s\n' "$line" "$ACS"; done
@@ -136,8 +138,8 @@ for line in $REGISTRATIONS; do
 done
 
 if [ -z "$DRY_RUN" ] && [ -z "$CONFIRMED" ]; then
-  [ -t 0 ] || fail "nobody to ask: --yes $ENVIRONMENT"
-  printf 'The name of the environment, to go on: '
+  [ -t 0 ] || fail "cannot ask for confirmation: pass --yes $ENVIRONMENT"
+  printf 'To go on, type the name of the environment: '
   read -r CONFIRMED
   [ "$CONFIRMED" = "$ENVIRONMENT" ] || fail "nothing was deleted"
 fi
@@ -154,10 +156,10 @@ if [ "$PRESENT" = true ]; then
   change_at_last "the group $GROUP is not deleted" az group delete --name "$GROUP" --yes
 fi
 
-# The records go last: as long as they are there, this script finds what is left.
+# The records are deleted last: as long as they exist, this script finds what is left.
 for name in $DEPLOYMENTS; do change az deployment sub delete --name "$name"; done
 
-# A deleted registration keeps its unique name for 30 days, unless it is deleted once more.
+# A deleted registration keeps its unique name for 30 days, unless it is deleted a second time.
 GRAPH=https://graph.microsoft.com/v1.0
 for id in $REGISTRATIONS; do
   principal=$(ask ad sp list --filter "appId eq '$id'" --query "[].id")
@@ -174,9 +176,9 @@ for id in $REGISTRATIONS; do
       --url "$GRAPH/directory/deletedItems/microsoft.graph.application?\$select=id,appId&\$top=999")
   fi
   if [ -n "$object" ]; then
-    change_at_last "the registration $id is deleted, but its name is not free" \
+    change_at_last "the registration $id is deleted, but keeps its name" \
       az rest --method DELETE --url "$GRAPH/directory/deletedItems/$object"
   else
-    printf 'There is no registration %s any more.\n' "$id"
+    printf 'The registration %s does not exist any more.\n' "$id"
   fi
 done

@@ -1,4 +1,4 @@
-"""The scripts of infra/ against stand-ins for the Azure CLI and for GitHub's."""
+"""The scripts of infra/, with stand-ins for the Azure CLI and the GitHub CLI."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BUILT_IN = [
     "Reader",
     "Role Based Access Control Administrator",
 ]
-# The commands that change nothing; the last words of a command say which one it is.
+# The commands that change nothing.
 READS = re.compile(r"az( [\w-]+)* (list|show|exists|query)|gh (auth|repo|variable list)")
 
 
@@ -46,21 +46,21 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Cloud:
-    """Azure and GitHub, behind stand-ins for `az` and `gh` that a script finds on its PATH."""
+    """Azure and GitHub, as stand-ins for `az` and `gh` that a script finds on its PATH."""
 
     folder: Path
 
     def state(self, of: str) -> dict[str, Any]:
-        """Return what there is in `azure` or `github`."""
+        """Return the state of `azure` or `github`."""
         found: dict[str, Any] = json.loads((self.folder / f"{of}.json").read_text())
         return found
 
     def change(self, of: str, **changes: object) -> None:
-        """Change what there is."""
+        """Change the state of `azure` or `github`."""
         (self.folder / f"{of}.json").write_text(json.dumps({**self.state(of), **changes}))
 
     def run(self, *command: str, given: str = "", **variables: str) -> Finished:
-        """Run a command as an operator does, in a shell without variables of Azure's."""
+        """Run a command as an operator does, in a shell without Azure's variables."""
         path = f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
         environment = {"PATH": path, "FAKES": str(self.folder), "LANG": "C.UTF-8", **variables}
         finished = subprocess.run(  # noqa: S603 - scripts of ours
@@ -79,14 +79,14 @@ class Cloud:
         return self.run(str(INFRA / name), *arguments, **variables)
 
     def calls(self) -> list[list[str]]:
-        """Return all calls since the last time, and forget them."""
+        """Return all calls since the last time."""
         log = self.folder / "calls.jsonl"
         lines = log.read_text().splitlines() if log.exists() else []
         log.unlink(missing_ok=True)
         return [json.loads(line) for line in lines]
 
     def changes(self) -> list[str]:
-        """Return the calls since the last time that change something, as one would type them."""
+        """Return the calls since the last time that change something, as shell commands."""
         return [
             shlex.join(call)
             for call in self.calls()
@@ -95,7 +95,7 @@ class Cloud:
 
 
 def is_get(call: list[str]) -> bool:
-    """Return whether a call asks a REST API for something."""
+    """Return whether a call is a GET to a REST API."""
     if call[:2] == ["gh", "api"]:
         return "--method" not in call
     return call[:2] == ["az", "rest"] and call[call.index("--method") + 1] == "GET"
@@ -109,7 +109,7 @@ def deployment(
     tags: dict[str, str] | None = None,
     outputs: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Return a record of a deployment, with Azure's idea of the names of its outputs."""
+    """Return a record of a deployment; like Azure, it changes the case of the outputs' names."""
     values = {
         f"{key[:5].lower()}{key[5:]}": {"type": "String", "value": value}
         for key, value in (outputs or {}).items()
@@ -182,27 +182,27 @@ def cloud(tmp_path: Path) -> Cloud:
 
 @pytest.mark.parametrize("script", sorted(path.name for path in INFRA.glob("*.sh")))
 class TestScript:
-    """What holds for each script."""
+    """Each script has help, and runs on a Mac."""
 
     def test_help(self, cloud: Cloud, script: str) -> None:
-        """A script says what it does, and asks nobody for that."""
+        """A script says what it does without calling Azure or GitHub."""
         finished = cloud.script(script, "--help")
         assert (0, "") == (finished.code, finished.err)
         assert f"infra/{script}" in finished.out
         assert [] == cloud.calls()
 
     def test_old_bash(self, script: str) -> None:
-        """A Mac has bash 3.2, which knows neither these words nor an empty array."""
+        """A Mac has bash 3.2, which lacks these commands, and fails on empty arrays."""
         text = (INFRA / script).read_text()
         assert text.startswith("#!/usr/bin/env bash\nset -euo pipefail\n")
         assert not re.search(r"\b(mapfile|readarray|declare -A|local -n)\b|\[@\]|[,^]{2}\}", text)
 
 
 class TestOutputs:
-    """`infra/outputs.sh` finds the outputs of one environment, and of no other."""
+    """`infra/outputs.sh` finds the outputs of one environment and of no other."""
 
     def test_az(self, cloud: Cloud) -> None:
-        """After `az`, by the deployment's name; names are as in main.bicep."""
+        """It finds a deployment of `az` by its name; the outputs' names are as in main.bicep."""
         cloud.change(
             "azure",
             deployments=[
@@ -216,7 +216,7 @@ class TestOutputs:
         assert len(outputs_of("dev")) == len(finished.out.splitlines())
 
     def test_azd(self, cloud: Cloud) -> None:
-        """After `azd`, by its tags: the newest that succeeded, of this project's environment."""
+        """It finds deployments of `azd` by their tags, and takes the newest that succeeded."""
         ours = {"azd-env-name": "dev", "azd-project-name": "acs-token-broker"}
         other = {"azd-env-name": "dev", "azd-project-name": "shop"}
         old_azd = {"azd-env-name": "dev"}
@@ -243,14 +243,14 @@ class TestOutputs:
         assert (0, "https://day-4.azurewebsites.net\n") == (finished.code, finished.out)
 
     def test_json(self, cloud: Cloud) -> None:
-        """Programs get JSON."""
+        """With --json, it prints JSON for programs."""
         records = [deployment("acs-token-broker-dev", "2026-11-01", outputs=outputs_of("dev"))]
         cloud.change("azure", deployments=records)
         finished = cloud.script("outputs.sh", "dev", "--json")
         assert outputs_of("dev") == json.loads(finished.out)
 
     def test_quoted(self, cloud: Cloud) -> None:
-        """What comes from Azure is a value and no command, whatever is in it."""
+        """A value from Azure is quoted, so that the shell never runs a part of it."""
         evil = 'a\'b "c" $(touch hacked) `touch hacked` \\ ;\ntouch hacked'
         records = [
             deployment("acs-token-broker-dev", "1", outputs=outputs_of("dev", TOKEN_URL=evil))
@@ -259,8 +259,8 @@ class TestOutputs:
         command = 'eval "$(infra/outputs.sh dev)" && printf %s "$TOKEN_URL"'
         assert evil == cloud.run("bash", "-c", command).out
 
-    def test_strange_name(self, cloud: Cloud) -> None:
-        """Nor is a name a command, or a variable that means something to the shell."""
+    def test_unknown_output(self, cloud: Cloud) -> None:
+        """An output that main.bicep does not declare is not printed: it might be a command."""
         outputs = outputs_of(
             "dev", **{"X_;touch hacked;Y": "1", "PATH": "/evil", "LD_PRELOAD": "x"}
         )
@@ -277,11 +277,11 @@ class TestOutputs:
         ("arguments", "said"),
         [
             pytest.param("dev --jsn", "there is no option --jsn", id="option"),
-            pytest.param("dev prod", "one environment at a time, not dev and prod", id="two"),
+            pytest.param("dev prod", "one environment at a time, not dev and prod", id="two names"),
         ],
     )
     def test_misused(self, cloud: Cloud, arguments: str, said: str) -> None:
-        """What was not meant is not answered, and does not pass for an answer in `eval`."""
+        """After wrong arguments, `eval` fails, and Azure is not called."""
         cloud.change(
             "azure",
             deployments=[
@@ -295,8 +295,8 @@ class TestOutputs:
         assert said in finished.err
         assert [] == cloud.calls()
 
-    def test_slip(self, cloud: Cloud) -> None:
-        """Where a deployment made another environment than its name says, that is said."""
+    def test_wrong_deployment_name(self, cloud: Cloud) -> None:
+        """If a deployment made another environment than its name says, the error says so."""
         records = [deployment("acs-token-broker-dev", "1", outputs=outputs_of("prod"))]
         cloud.change("azure", deployments=records)
         finished = cloud.script("outputs.sh", "dev")
@@ -305,7 +305,7 @@ class TestOutputs:
         assert said in finished.err
 
     def test_failure_is_noticed(self, cloud: Cloud) -> None:
-        """Variables of another environment do not outlive a failure, and `&&` does not go on."""
+        """A failure unsets the variables of another environment, and `&&` does not go on."""
         command = (
             'eval "$(infra/outputs.sh staging)" && echo on; echo "${AZURE_RESOURCE_GROUP-none}"'
         )
@@ -324,13 +324,13 @@ class TestOutputs:
             pytest.param(["gone"], "the environment gone was taken down", id="taken down"),
             pytest.param(["dev", "NO_SUCH"], "there is no output NO_SUCH", id="no such output"),
             pytest.param(["dev", "TOKEN_URL", "ACS_ENDPOINT"], "one output at a time", id="two"),
-            pytest.param([], "which environment?", id="none"),
-            pytest.param(["x' || true"], "not the name of an environment", id="no name"),
+            pytest.param([], "which environment?", id="no environment"),
+            pytest.param(["x' || true"], "not the name of an environment", id="not a name"),
             pytest.param(["shop"], "no deployment of an environment shop", id="another service's"),
         ],
     )
     def test_errors(self, cloud: Cloud, arguments: list[str], said: str) -> None:
-        """What is wrong is said, and what there is."""
+        """The error says what is wrong, and which environments there are."""
         ours = {"azd-env-name": "gone", "azd-project-name": "acs-token-broker"}
         cloud.change(
             "azure",
@@ -347,7 +347,7 @@ class TestOutputs:
         assert said in finished.err
 
     def test_not_signed_in(self, cloud: Cloud) -> None:
-        """Without `az login` nothing is found, and it says why."""
+        """Without `az login`, it fails and says so."""
         cloud.change("azure", signed_in=False)
         finished = cloud.script("outputs.sh", "dev", "--json")
         assert (1, "") == (finished.code, finished.out)
@@ -355,10 +355,10 @@ class TestOutputs:
 
 
 class TestRoles:
-    """`infra/roles.sh` gives what deploying takes, and no more."""
+    """`infra/roles.sh` assigns the roles that deploying takes, and no more."""
 
     def test_deployer(self, cloud: Cloud) -> None:
-        """A deployer may write resources and locks, and give the roles of the templates."""
+        """A deployer can write resources and locks, and assign the roles of the templates."""
         assert 0 == cloud.script("roles.sh", "deployer", PRINCIPAL).code
         azure = cloud.state("azure")
         locks = f"ACS token broker locks ({SUBSCRIPTION})"
@@ -375,7 +375,7 @@ class TestRoles:
         assert condition.count("(") == condition.count(")")
 
     def test_reader(self, cloud: Cloud) -> None:
-        """A reader writes nothing."""
+        """A reader can write nothing."""
         assert 0 == cloud.script("roles.sh", "reader", PRINCIPAL, "--type", "Group").code
         azure = cloud.state("azure")
         what_if = f"ACS token broker what-if ({SUBSCRIPTION})"
@@ -387,14 +387,14 @@ class TestRoles:
 
     @pytest.mark.parametrize("kind", ["deployer", "reader"])
     def test_twice(self, cloud: Cloud, kind: str) -> None:
-        """A second run finds everything done."""
+        """A second run changes nothing."""
         cloud.script("roles.sh", kind, PRINCIPAL)
         assert [] != cloud.changes()
         assert (0, "", "") == tuple_of(cloud.script("roles.sh", kind, PRINCIPAL))
         assert [] == cloud.changes()
 
     def test_narrowed(self, cloud: Cloud) -> None:
-        """A role that was given without the condition, or with an older one, gets this one."""
+        """An assignment without the condition, or with an older one, is replaced."""
         role = "Role Based Access Control Administrator"
         old = {"id": "old", "scope": SCOPE, "principal": PRINCIPAL, "role": role, "condition": None}
         cloud.change("azure", assignments=[old])
@@ -403,7 +403,7 @@ class TestRoles:
         assert "GuidEquals" in new["condition"]
 
     def test_redefined(self, cloud: Cloud) -> None:
-        """A custom role of an earlier version gets the actions of this one."""
+        """A custom role of an earlier version gets the actions of this version."""
         name = f"ACS token broker locks ({SUBSCRIPTION})"
         definitions = {**cloud.state("azure")["definitions"], name: ["Microsoft.Authorization/*"]}
         cloud.change("azure", definitions=definitions)
@@ -411,14 +411,14 @@ class TestRoles:
         assert ["Microsoft.Authorization/*"] != cloud.state("azure")["definitions"][name]
 
     def test_not_signed_in(self, cloud: Cloud) -> None:
-        """Without `az login` it stops at once."""
+        """Without `az login`, it fails and says so."""
         cloud.change("azure", signed_in=False)
         finished = cloud.script("roles.sh", "reader", PRINCIPAL)
         assert 1 == finished.code
         assert "az login" in finished.err
 
-    def test_two(self, cloud: Cloud) -> None:
-        """Of two object ids, the second one is not silently taken."""
+    def test_two_object_ids(self, cloud: Cloud) -> None:
+        """Two object ids are refused; the second is not silently used."""
         finished = cloud.script("roles.sh", "reader", PRINCIPAL, CLIENT_ID)
         assert (1, []) == (finished.code, cloud.calls())
         assert "one object id" in finished.err
@@ -458,7 +458,7 @@ class TestGithub:
         cloud.change("azure", apps=changed)
 
     def test_new_repository(self, cloud: Cloud) -> None:
-        """A new repository has all that the workflow needs afterwards."""
+        """A new repository gets everything that the workflow needs."""
         finished = self.run(cloud, "--reviewer", "ada", "--reviewer", "contoso/operators")
         assert (0, "") == (finished.code, finished.err)
         azure, github = cloud.state("azure"), cloud.state("github")
@@ -492,7 +492,7 @@ class TestGithub:
         } == github["variables"]
 
     def test_twice(self, cloud: Cloud) -> None:
-        """A second run makes nothing, and changes nothing."""
+        """A second run changes nothing."""
         self.run(cloud, "--reviewer", "ada")
         assert [] != cloud.changes()
         finished = self.run(cloud, "--reviewer", "ada")
@@ -501,7 +501,7 @@ class TestGithub:
         assert finished.out.splitlines()[-1].startswith("Done: contoso/broker deploys from main")
 
     def test_half_done(self, cloud: Cloud) -> None:
-        """A run that stopped after a registration was made goes on with it, as it is ours."""
+        """After a run that stopped halfway, the next one uses the registration that it made."""
         before = cloud.state("github")
         self.run(cloud)
         apps = cloud.state("azure")["apps"]
@@ -516,7 +516,7 @@ class TestGithub:
         assert 2 == len(cloud.state("azure")["apps"])
 
     def test_dry_run(self, cloud: Cloud) -> None:
-        """A dry run makes no call that changes something, and prints those that a run makes."""
+        """A dry run changes nothing, and prints the calls that a real run makes."""
         before = cloud.state("azure"), cloud.state("github")
         finished = self.run(cloud, "--reviewer", "ada", "--dry-run")
         assert (0, "") == (finished.code, finished.err)
@@ -530,21 +530,21 @@ class TestGithub:
         assert [call[:4] for call in made] == [call[:4] for call in announced]
 
     def test_without_a_paid_plan(self, cloud: Cloud) -> None:
-        """Without reviewers, nothing is asked of GitHub that takes a paid plan; it says so."""
+        """Without reviewers, it uses nothing that takes a paid plan, and warns."""
         finished = self.run(cloud)
-        assert "Nobody has to agree" in finished.err
+        assert "Nobody has to approve" in finished.err
         (put,) = (call for call in cloud.changes() if "--method PUT" in call)
         assert "reviewers" not in finished.out
         assert put.endswith("/environments/production --input -")
 
     def test_old_repository(self, cloud: Cloud) -> None:
-        """Where GitHub names no prefix, the subject is of names alone."""
+        """If GitHub names no prefix, the subject has the repository's name without ids."""
         cloud.change("github", claim={"use_default": True})
         assert 0 == self.run(cloud).code
         assert "repo:contoso/broker:pull_request" in str(self.registered(cloud, "reader"))
 
     def test_renamed(self, cloud: Cloud) -> None:
-        """A repository under another name keeps its identities, with new subjects and names."""
+        """A renamed repository keeps its identities, with new subjects and names."""
         self.run(cloud)
         before = {app["appId"] for app in cloud.state("azure")["apps"]}
         claim = {"use_default": True, "sub_claim_prefix": "repo:c@12/b@34"}
@@ -558,7 +558,7 @@ class TestGithub:
         assert {"pull-requests": "repo:c@12/b@34:pull_request"} == subjects(reader)
 
     def test_other_issuer(self, cloud: Cloud) -> None:
-        """Only GitHub's tokens open an identity, whoever has changed that."""
+        """If somebody changed a credential's issuer, it is set back to GitHub's."""
         self.run(cloud)
         credentials = self.registered(cloud, "deployer")["credentials"]
         changed = {**credentials["production"], "issuer": "https://evil.example.com"}
@@ -567,7 +567,7 @@ class TestGithub:
         assert credentials == self.registered(cloud, "deployer")["credentials"]
 
     def test_deleted_registration(self, cloud: Cloud) -> None:
-        """A registration that was deleted is made anew."""
+        """A deleted registration is replaced by a new one."""
         self.run(cloud)
         old = self.registered(cloud, "reader")
         apps = [app for app in cloud.state("azure")["apps"] if app != old]
@@ -578,7 +578,7 @@ class TestGithub:
         assert new == cloud.state("github")["variables"][""]["AZURE_CLIENT_ID"]
 
     def test_customised_subject(self, cloud: Cloud) -> None:
-        """A subject that the repository made up is not guessed."""
+        """A customised subject is not guessed: --subject-prefix must name it."""
         cloud.change(
             "github", claim={"use_default": False, "include_claim_keys": ["repo", "actor"]}
         )
@@ -590,7 +590,7 @@ class TestGithub:
         assert "repository_id:34:pull_request" in str(self.registered(cloud, "reader"))
 
     def test_keeps_the_environment(self, cloud: Cloud) -> None:
-        """What is set on an environment already stays; only what is missing is added."""
+        """The present settings of an environment stay; only missing ones are added."""
         protected = {"protected_branches": True, "custom_branch_policies": False}
         review = {
             "type": "required_reviewers",
@@ -619,8 +619,8 @@ class TestGithub:
             ("deployer (contoso/broker production)", "--env production "),
         ],
     )
-    def test_stranger(self, cloud: Cloud, name: str, where: str) -> None:
-        """A registration that only has the name gets no role: anybody may give it that name."""
+    def test_same_name(self, cloud: Cloud, name: str, where: str) -> None:
+        """A registration that only has the right name gets no role: anybody can take the name."""
         app = {
             "id": "object-1",
             "appId": CLIENT_ID,
@@ -650,8 +650,8 @@ class TestGithub:
             pytest.param({"credentials": {"other": {"issuer": "x", "subject": "y"}}}, id="issuer"),
         ],
     )
-    def test_armed(self, cloud: Cloud, kind: str, changes: dict[str, Any]) -> None:
-        """An identity that something else than the workflow can sign in as is refused."""
+    def test_other_credentials(self, cloud: Cloud, kind: str, changes: dict[str, Any]) -> None:
+        """A registration with credentials that the script did not make is refused."""
         self.run(cloud)
         self.change_app(cloud, kind, **changes)
         cloud.changes()
@@ -661,29 +661,29 @@ class TestGithub:
         assert self.registered(cloud, kind)["appId"] in finished.err
 
     def test_other_environment(self, cloud: Cloud) -> None:
-        """The values of another environment do not become production's."""
+        """In the shell of another environment it refuses to run."""
         finished = self.run(cloud, AZURE_ENV_NAME="dev")
         assert (1, []) == (finished.code, cloud.changes())
         assert "source ./prod.env" in finished.err
 
     def test_shows(self, cloud: Cloud) -> None:
-        """What production will be deployed with is shown, with what only the repository knows."""
+        """It shows the values for production, including those that only the repository has."""
         cloud.change("github", variables={"": {"ALLOWED_ORIGINS": "http://localhost:5173"}})
         finished = self.run(cloud, "--dry-run")
         assert "  ALERT_EMAILS=ops@contoso.com\n" in finished.out
         assert "  ALLOWED_ORIGINS=http://localhost:5173 (not set here: it stays" in finished.out
 
     def test_github_refuses(self, cloud: Cloud) -> None:
-        """What GitHub refuses, such as reviewers on a plan without them, is not tried again."""
+        """If GitHub refuses a call, such as reviewers on a free plan, it is not tried again."""
         cloud.change("github", refuses="--method")
         finished = self.run(cloud, "--reviewer", "ada")
         assert 1 == finished.code
-        assert "Once more" not in finished.err
-        assert "this did not work: gh api --method PUT" in finished.err
+        assert "Trying again" not in finished.err
+        assert "this command failed: gh api --method PUT" in finished.err
 
     @pytest.mark.parametrize(("of", "said"), [("azure", "az login"), ("github", "gh auth login")])
     def test_not_signed_in(self, cloud: Cloud, of: str, said: str) -> None:
-        """Somebody who is not signed in is told where to."""
+        """If somebody is not signed in, the error names the command for it."""
         cloud.change(of, signed_in=False)
         finished = self.run(cloud)
         assert 1 == finished.code
@@ -691,7 +691,7 @@ class TestGithub:
         assert [] == cloud.changes()
 
     def test_no_variables(self, cloud: Cloud) -> None:
-        """What it hands on must be set."""
+        """The required variables must be set."""
         for name in ("AZURE_LOCATION", "ENTRA_CLIENT_ID", "ENTRA_APPLICATION_ID_URI"):
             finished = self.run(cloud, **{name: ""})
             assert 1 == finished.code
@@ -700,7 +700,7 @@ class TestGithub:
 
 
 def subjects(app: dict[str, Any]) -> dict[str, str]:
-    """Return whom a registration lets in, by the names of its credentials."""
+    """Return the subjects that a registration trusts, by the names of its credentials."""
     return {name: credential["subject"] for name, credential in app["credentials"].items()}
 
 
@@ -718,7 +718,7 @@ def subjects(app: dict[str, Any]) -> dict[str, str]:
     ids=" ".join,
 )
 def test_no_value(cloud: Cloud, command: list[str]) -> None:
-    """A value that was forgotten is not the next option: a dry run would become a real one."""
+    """If an option's value is missing, --dry-run is not taken for it, and nothing runs."""
     variables = {"AZURE_ENV_NAME": "prod", **TestGithub.VARIABLES}
     finished = cloud.script(*command, **variables)
     assert (1, []) == (finished.code, cloud.calls())
@@ -726,13 +726,13 @@ def test_no_value(cloud: Cloud, command: list[str]) -> None:
 
 
 class TestTeardown:
-    """`infra/teardown.sh` deletes one environment, with all that holds a name."""
+    """`infra/teardown.sh` deletes one environment, and leaves nothing that keeps a name."""
 
     GROUP = "rg-acs-token-broker-dev"
 
     @pytest.fixture
-    def stands(self, cloud: Cloud) -> Cloud:
-        """Return a subscription where dev and prod stand, on an ACS resource of another group."""
+    def deployed(self, cloud: Cloud) -> Cloud:
+        """Deploy dev and prod, which share an ACS resource of another group."""
 
         def group(environment: str) -> dict[str, Any]:
             return {
@@ -768,9 +768,9 @@ class TestTeardown:
         )
         return cloud
 
-    def test_deletes(self, stands: Cloud) -> None:
-        """Locks go first, then what stands elsewhere, the group, and the records of deployments."""
-        finished = stands.script("teardown.sh", "dev", "--yes", "dev")
+    def test_deletes(self, deployed: Cloud) -> None:
+        """It deletes locks, what it has on the ACS resource, the group, then the records."""
+        finished = deployed.script("teardown.sh", "dev", "--yes", "dev")
         assert (0, "") == (finished.code, finished.err)
         assert [
             "az lock delete --ids lock-dev-1",
@@ -779,13 +779,13 @@ class TestTeardown:
             f"az monitor diagnostic-settings delete --resource {ELSEWHERE} --name func-dev",
             f"az group delete --name {self.GROUP} --yes",
             "az deployment sub delete --name acs-token-broker-dev",
-        ] == stands.changes()
+        ] == deployed.changes()
 
-    def test_nothing_else(self, stands: Cloud) -> None:
-        """The other environment and the registration stay as they are."""
-        before = stands.state("azure")
-        stands.script("teardown.sh", "dev", "--yes", "dev")
-        after = stands.state("azure")
+    def test_nothing_else(self, deployed: Cloud) -> None:
+        """It does not change the other environment or the registration."""
+        before = deployed.state("azure")
+        deployed.script("teardown.sh", "dev", "--yes", "dev")
+        after = deployed.state("azure")
         assert {"rg-acs-token-broker-prod": before["groups"]["rg-acs-token-broker-prod"]} == after[
             "groups"
         ]
@@ -793,139 +793,147 @@ class TestTeardown:
         assert ["on-acs-prod", "of-registration"] == [each["id"] for each in after["assignments"]]
         assert ["acs-token-broker-prod"] == [each["name"] for each in after["deployments"]]
         assert before["apps"] == after["apps"]
-        assert 1 == stands.script("outputs.sh", "dev").code
-        assert 0 == stands.script("outputs.sh", "prod").code
+        assert 1 == deployed.script("outputs.sh", "dev").code
+        assert 0 == deployed.script("outputs.sh", "prod").code
 
-    def test_twice(self, stands: Cloud) -> None:
+    def test_twice(self, deployed: Cloud) -> None:
         """A second run has nothing to do."""
-        stands.script("teardown.sh", "dev", "--yes", "dev", "--registration", CLIENT_ID)
-        stands.changes()
-        finished = stands.script("teardown.sh", "dev", "--yes", "dev", "--registration", CLIENT_ID)
+        deployed.script("teardown.sh", "dev", "--yes", "dev", "--registration", CLIENT_ID)
+        deployed.changes()
+        finished = deployed.script(
+            "teardown.sh", "dev", "--yes", "dev", "--registration", CLIENT_ID
+        )
         assert (0, "") == (finished.code, finished.err)
-        assert [] == stands.changes()
+        assert [] == deployed.changes()
 
-    def test_registration(self, stands: Cloud) -> None:
-        """A registration is deleted twice, which frees its name, and its roles before it."""
-        finished = stands.script("teardown.sh", "dev", "--yes", "dev", "--registration", CLIENT_ID)
+    def test_registration(self, deployed: Cloud) -> None:
+        """It deletes a registration's roles, then the registration, twice to free its name."""
+        finished = deployed.script(
+            "teardown.sh", "dev", "--yes", "dev", "--registration", CLIENT_ID
+        )
         assert (0, "") == (finished.code, finished.err)
         deleted = "https://graph.microsoft.com/v1.0/directory/deletedItems/object-1"
         assert [
             "az role assignment delete --ids of-registration",
             "az ad app delete --id object-1",
             f"az rest --method DELETE --url {deleted}",
-        ] == stands.changes()[-3:]
-        assert ([], []) == (stands.state("azure")["apps"], stands.state("azure")["deleted"])
+        ] == deployed.changes()[-3:]
+        assert ([], []) == (deployed.state("azure")["apps"], deployed.state("azure")["deleted"])
 
-    def test_shared_registration(self, stands: Cloud) -> None:
-        """A registration that another environment lets people in with stays."""
+    def test_shared_registration(self, deployed: Cloud) -> None:
+        """A registration that another environment uses is not deleted."""
         url = f"https://login/{{tenant}}/adminconsent?client_id={CLIENT_ID.upper()}&x"
         prod = deployment("acs-token-broker-prod", "1", outputs=outputs_of("prod"))
         using = deployment(
             "acs-token-broker-prod", "1", outputs=outputs_of("prod", ADMIN_CONSENT_URL=url)
         )
-        dev = stands.state("azure")["deployments"][0]
+        dev = deployed.state("azure")["deployments"][0]
         command = ("teardown.sh", "dev", "--yes", "dev", "--registration", CLIENT_ID)
         for records, said in (
             ([dev, using], f"the environment prod uses the registration {CLIENT_ID}, too"),
-            ([dev], "which registration the environment prod uses is not known"),
+            ([dev], "cannot tell which registration the environment prod uses"),
         ):
-            stands.change("azure", deployments=records)
-            finished = stands.script(*command)
-            assert (1, []) == (finished.code, stands.changes())
+            deployed.change("azure", deployments=records)
+            finished = deployed.script(*command)
+            assert (1, []) == (finished.code, deployed.changes())
             assert said in finished.err
-        stands.change("azure", deployments=[dev, prod])
-        assert 0 == stands.script(*command).code
+        deployed.change("azure", deployments=[dev, prod])
+        assert 0 == deployed.script(*command).code
 
-    def test_half_deleted_registration(self, stands: Cloud) -> None:
-        """A registration that was deleted only once is found, and its name freed."""
-        stands.change(
+    def test_half_deleted_registration(self, deployed: Cloud) -> None:
+        """It finds a registration that was deleted only once, and frees its name."""
+        deployed.change(
             "azure", apps=[], principals={}, deleted=[{"id": "object-1", "appId": CLIENT_ID}]
         )
-        finished = stands.script("teardown.sh", "dev", "--yes", "dev", "--registration", CLIENT_ID)
+        finished = deployed.script(
+            "teardown.sh", "dev", "--yes", "dev", "--registration", CLIENT_ID
+        )
         assert 0 == finished.code
-        assert [] == stands.state("azure")["deleted"]
+        assert [] == deployed.state("azure")["deleted"]
 
-    def test_purge_logs(self, stands: Cloud) -> None:
-        """Logs are deleted for good only when asked, before their group is gone."""
-        stands.script("teardown.sh", "dev", "--yes", "dev", "--purge-logs")
-        commands = stands.changes()
+    def test_purge_logs(self, deployed: Cloud) -> None:
+        """With --purge-logs, it deletes the logs for good, before their group."""
+        deployed.script("teardown.sh", "dev", "--yes", "dev", "--purge-logs")
+        commands = deployed.changes()
         (purge,) = (command for command in commands if "log-analytics" in command)
         assert purge.endswith("--workspace-name log-dev --force true --yes")
         assert commands.index(purge) < commands.index(f"az group delete --name {self.GROUP} --yes")
 
-    def test_dry_run(self, stands: Cloud) -> None:
-        """A dry run prints the calls of a run, and makes none of them."""
-        finished = stands.script("teardown.sh", "dev", "--dry-run", "--registration", CLIENT_ID)
+    def test_dry_run(self, deployed: Cloud) -> None:
+        """A dry run changes nothing, and prints the calls that a real run makes."""
+        finished = deployed.script("teardown.sh", "dev", "--dry-run", "--registration", CLIENT_ID)
         assert (0, "") == (finished.code, finished.err)
-        assert [] == stands.changes()
+        assert [] == deployed.changes()
         announced = re.findall(r"^\+ (.*)", finished.out, re.MULTILINE)
-        stands.script("teardown.sh", "dev", "--yes", "dev", "--registration", CLIENT_ID)
-        assert [shlex.split(call) for call in announced] == list(map(shlex.split, stands.changes()))
+        deployed.script("teardown.sh", "dev", "--yes", "dev", "--registration", CLIENT_ID)
+        assert [shlex.split(call) for call in announced] == list(
+            map(shlex.split, deployed.changes())
+        )
 
-    def test_shows(self, stands: Cloud) -> None:
-        """All that will be deleted is shown before anybody is asked."""
-        finished = stands.script("teardown.sh", "dev", "--registration", CLIENT_ID)
+    def test_shows(self, deployed: Cloud) -> None:
+        """It lists all that it will delete before it asks."""
+        finished = deployed.script("teardown.sh", "dev", "--registration", CLIENT_ID)
         assert 1 == finished.code
         assert f"the registration {CLIENT_ID} (Broker), for good" in finished.out
         for shown in ("func-dev", "lock-dev-1", "on-acs-dev", "acs-token-broker-dev", SUBSCRIPTION):
             assert shown in finished.out
-        assert "--yes dev" in finished.err  # Nobody sits at the terminal.
-        assert [] == stands.changes()
+        assert "--yes dev" in finished.err  # There is no terminal.
+        assert [] == deployed.changes()
 
     @pytest.mark.parametrize(
         ("arguments", "said"),
         [
             pytest.param(["dev", "--yes", "prod"], "does not name dev", id="other name"),
             pytest.param(["dev", "prod", "--yes", "dev"], "one environment at a time", id="two"),
-            pytest.param(["dev", "--registration", "name"], "not a client id", id="no client id"),
+            pytest.param(["dev", "--registration", "x"], "not a client id", id="not a client id"),
             pytest.param(["shop", "--yes", "shop"], "was not made by infra/main.bicep", id="tag"),
         ],
     )
-    def test_refuses(self, stands: Cloud, arguments: list[str], said: str) -> None:
-        """What is not clear is not done."""
-        groups = stands.state("azure")["groups"]
+    def test_refuses(self, deployed: Cloud, arguments: list[str], said: str) -> None:
+        """Unclear arguments, and a group that this service did not make, are refused."""
+        groups = deployed.state("azure")["groups"]
         other = {"tag": "other", "locks": [], "workspaces": [], "resources": []}
-        stands.change("azure", groups={**groups, "rg-acs-token-broker-shop": other})
-        finished = stands.script("teardown.sh", *arguments)
+        deployed.change("azure", groups={**groups, "rg-acs-token-broker-shop": other})
+        finished = deployed.script("teardown.sh", *arguments)
         assert 1 == finished.code
         assert said in finished.err
-        assert [] == stands.changes()
+        assert [] == deployed.changes()
 
-    def test_without_outputs(self, stands: Cloud) -> None:
-        """An environment that never deployed fully is taken down, and what is left is said."""
-        stands.change(
+    def test_without_outputs(self, deployed: Cloud) -> None:
+        """It deletes an environment that never deployed fully, and says what is left."""
+        deployed.change(
             "azure", deployments=[deployment("acs-token-broker-dev", "1", state="Failed")]
         )
-        finished = stands.script("teardown.sh", "dev", "--yes", "dev")
+        finished = deployed.script("teardown.sh", "dev", "--yes", "dev")
         assert 0 == finished.code
-        assert "another group is left" in finished.err
-        assert self.GROUP not in stands.state("azure")["groups"]
-        assert [] == stands.state("azure")["deployments"]
+        assert "another group are left" in finished.err
+        assert self.GROUP not in deployed.state("azure")["groups"]
+        assert [] == deployed.state("azure")["deployments"]
 
-    def test_locks_linger(self, stands: Cloud) -> None:
-        """A lock that is deleted, and still there for a moment, is waited for."""
-        stands.change("azure", locks_linger=True)
-        finished = stands.script("teardown.sh", "dev", "--yes", "dev")
+    def test_locks_linger(self, deployed: Cloud) -> None:
+        """It waits for a deleted lock that still has effect for a moment."""
+        deployed.change("azure", locks_linger=True)
+        finished = deployed.script("teardown.sh", "dev", "--yes", "dev")
         assert 0 == finished.code
         assert "ScopeLocked" in finished.err
-        assert self.GROUP not in stands.state("azure")["groups"]
+        assert self.GROUP not in deployed.state("azure")["groups"]
 
-    def test_azd(self, stands: Cloud) -> None:
-        """What `azd` deployed is found by its tags; another project's stays."""
+    def test_azd(self, deployed: Cloud) -> None:
+        """It finds deployments of `azd` by their tags, and leaves those of other projects."""
         ours = {"azd-env-name": "dev", "azd-project-name": "acs-token-broker"}
-        stands.change(
+        deployed.change(
             "azure",
             deployments=[
                 deployment("dev-1", "1", tags=ours, outputs=outputs_of("dev")),
                 deployment("dev-2", "2", tags={**ours, "azd-project-name": "shop"}),
             ],
         )
-        assert 0 == stands.script("teardown.sh", "dev", "--yes", "dev").code
-        assert ["dev-2"] == [each["name"] for each in stands.state("azure")["deployments"]]
+        assert 0 == deployed.script("teardown.sh", "dev", "--yes", "dev").code
+        assert ["dev-2"] == [each["name"] for each in deployed.state("azure")["deployments"]]
 
 
 def test_export(cloud: Cloud, tmp_path: Path, each_python: str) -> None:
-    """All rows of all tables are written, from all pages, and nobody else may read them."""
+    """All rows of all tables are written, from all pages, and only the user can read them."""
     pages = [[{"RowKey": "a"}, {"RowKey": "b"}], [{"RowKey": "c"}], [{"RowKey": "d"}]]
     cloud.change(
         "azure",
@@ -942,7 +950,7 @@ def test_export(cloud: Cloud, tmp_path: Path, each_python: str) -> None:
 
 
 def test_export_fails(cloud: Cloud, tmp_path: Path) -> None:
-    """Without an environment there is nothing to export."""
+    """If the environment is not found, it says that nothing was exported."""
     finished = cloud.run(sys.executable, str(INFRA / "export.py"), "dev", str(tmp_path / "out"))
     assert 1 == finished.code
     assert "not exported" in finished.err
