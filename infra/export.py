@@ -2,10 +2,10 @@
 
     python3 infra/export.py prod backup/
 
-It makes one file for each table of the storage account, with a row as JSON in each line: whose each
-ACS identity is, which nothing else knows. Whoever is signed in with `az login` needs Storage Table
-Data Reader on the account (Owner does not suffice), and where the account is closed to the internet
-a machine inside the network. The rows are personal data.
+It writes one file for each table of the storage account, with a row as JSON in each line. Only
+these tables say whose each ACS identity is. The account of `az login` needs Storage Table Data
+Reader on the storage account (Owner is not enough). If the storage account is closed to the
+internet, run this on a machine inside the network. The rows are personal data.
 """  # noqa: INP001 - a script that is run by its path
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ def ask(*command: str) -> Any:  # noqa: ANN401 - what a command prints as JSON
     """Return what a command prints as JSON.
 
     Raises:
-        subprocess.SubprocessError: it fails; it has said why.
+        subprocess.SubprocessError: it failed, and has printed why.
     """
-    finished = subprocess.run(  # noqa: S603 - the Azure CLI, and a script of ours
+    finished = subprocess.run(  # noqa: S603 - the Azure CLI, and our own script
         command, stdout=subprocess.PIPE, check=True, timeout=COMMAND_SECONDS
     )
     return json.loads(finished.stdout)
 
 
 def rows(login: list[str], table: str) -> list[dict[str, object]]:
-    """Return all rows of a table, which Azure gives in pages."""
+    """Return all rows of a table, which Azure returns in pages."""
     found: list[dict[str, object]] = []
     marker: list[str] = []
     while True:
@@ -51,7 +51,7 @@ def rows(login: list[str], table: str) -> list[dict[str, object]]:
 
 
 def main() -> int:
-    """Write the tables, say how many rows they have, and return the exit code."""
+    """Write the tables, print how many rows they have, and return the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -65,13 +65,13 @@ def main() -> int:
         arguments.folder.mkdir(parents=True, exist_ok=True)
         for table in ask("az", "storage", "table", "list", *login):
             found = rows(login, table["name"])
-            # Nobody else on this machine may read them.
+            # Other users of this machine must not read it.
             path = arguments.folder / f"{table['name']}.jsonl"
             path.touch(mode=0o600)
             path.write_text("".join(f"{json.dumps(row)}\n" for row in found), encoding="utf-8")
             sys.stdout.write(f"{path}: {len(found)} rows\n")
     except (OSError, subprocess.SubprocessError) as exc:
-        sys.stderr.write(f"The tables are not exported: {exc}\n")
+        sys.stderr.write(f"The tables were not exported: {exc}\n")
         return 1
     return 0
 

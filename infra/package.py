@@ -2,11 +2,11 @@
 
     python3 infra/package.py [FOLDER]
 
-It makes FOLDER/app (default: dist/app) with all that runs in Azure, for Linux on x86-64 and Python
-3.13 whatever runs this script, and FOLDER/app.zip of it. The same sources and the same lock give
-the same bytes, so the SHA-256 that it prints names the package. Nothing is built in Azure: a remote
-build has taken another Python than the app's (https://github.com/Azure/azure-dev/issues/8538),
-there the lock installs without an error, and then the app cannot be imported.
+It makes FOLDER/app (default: dist/app) with all that runs in Azure, and zips it as FOLDER/app.zip.
+It is for Python 3.13 on Linux x86-64, whatever machine runs this script. The same sources and lock
+give the same bytes, so the SHA-256 that it prints identifies the package. Nothing is built in
+Azure: a remote build has used another Python than the app's, for which the lock installs without an
+error, but then the app cannot be imported (https://github.com/Azure/azure-dev/issues/8538).
 """  # noqa: INP001 - a script that is run by its path
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PACKAGES = ".python_packages/lib/site-packages"
 PYTHON = "3.13"
 TAG = f"cp{PYTHON.replace('.', '')}"
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
-# What the lock's markers ask for. pip would answer for the Python that runs it, not for the target.
+# Values for the lock's markers. pip would take those of the Python that runs it, not of the target.
 ENVIRONMENT = {
     "implementation_name": "cpython",
     "implementation_version": f"{PYTHON}.0",
@@ -54,11 +54,11 @@ ENVIRONMENT = {
 
 EXTENSION = re.compile(rf"\.(cpython-{TAG[2:]}-x86_64-linux-gnu|abi3)\.so$")
 X86_64_ELF = (b"\x7fELF", (62).to_bytes(2, "little"))  # The magic number; e_machine, 18 bytes in.
-EARLIEST = (1980, 1, 1, 0, 0, 0)  # A zip knows no earlier time.
+EARLIEST = (1980, 1, 1, 0, 0, 0)  # The earliest time that a zip can store.
 FILE_MODE = 0o100644 << 16
 
 
-# Imports the app with the package's own modules alone, and names its functions.
+# Imports the app using only the package's own modules, and prints the names of its functions.
 IMPORT = f"""
 import sys
 sys.path[:0] = [".", "{PACKAGES}"]
@@ -68,11 +68,11 @@ print(*(function.get_function_name() for function in function_app.app.get_functi
 
 
 class PackageError(Exception):
-    """The package cannot be built, or is not for Azure's Python."""
+    """The package cannot be built, or would not run on Azure's Python."""
 
 
 def requirements_for_azure(lock: str) -> dict[str, str]:
-    """Return the lines of a lock that hold in Azure, without their markers, by `name==version`."""
+    """Return the lines of a lock that apply in Azure, without markers, by `name==version`."""
     found = {}
     for line in lock.replace("\\\n", " ").splitlines():
         requirement, *hashes = re.split(r"\s+(?=--hash=)", line.partition(" #")[0].strip())
@@ -88,12 +88,12 @@ def requirements_for_azure(lock: str) -> dict[str, str]:
 
 
 def normal(name: str) -> str:
-    """Return the one spelling of a package's name (PEP 503)."""
+    """Return the normalised name of a package (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def install(requirements: dict[str, str], target: Path) -> None:
-    """Install wheels for Azure's Python into a folder. The lock is whole: nothing is resolved."""
+    """Install wheels for Azure's Python into a folder. The lock names all: nothing is resolved."""
     with tempfile.TemporaryDirectory() as folder:
         lock = Path(folder, LOCK)
         lock.write_text("".join(f"{line}\n" for line in requirements.values()))
@@ -102,14 +102,14 @@ def install(requirements: dict[str, str], target: Path) -> None:
             *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
             *("--require-hashes", "--no-deps", "--no-compile", "--only-binary=:all:"),
             *("--implementation=cp", f"--python-version={PYTHON}", *platforms),
-            # pip before 23.3 holds what wheels require against the Python that runs it;
-            # `problems` holds it against Azure's.
+            # pip before 23.3 compares Requires-Python with the Python that runs it;
+            # `problems` compares it with Azure's.
             "--ignore-requires-python",
             *(f"--target={target}", f"--requirement={lock}"),
         ]
         if subprocess.run(command, check=False).returncode:  # noqa: S603 - pip, with our lock
             raise PackageError(f"pip did not install what {LOCK} names (see above)")
-    # Scripts name the Python of this machine, and who installed is of no use in Azure.
+    # Scripts contain the path of this machine's Python, and INSTALLER and REQUESTED depend on pip.
     shutil.rmtree(target / "bin", ignore_errors=True)
     for path in [*target.glob("*.dist-info/INSTALLER"), *target.glob("*.dist-info/REQUESTED")]:
         path.unlink()
@@ -119,12 +119,12 @@ def install(requirements: dict[str, str], target: Path) -> None:
             for line in path.read_text(encoding="utf-8").splitlines()
             if not re.match(r'"?(\.\./\.\./)?bin/|[^,]*\.dist-info/(INSTALLER|REQUESTED),', line)
         ]
-        # As bytes: Windows would write its own ends of lines.
+        # As bytes: Windows would write its own line ends.
         path.write_bytes("".join(f"{line}\n" for line in sorted(kept)).encode())
 
 
 def problems(packages: Path, expected: set[str]) -> list[str]:
-    """Return what is wrong with installed packages, in words."""
+    """Return messages about what is wrong with installed packages."""
     found = []
     installed = set()
     for folder in packages.glob("*.dist-info"):
@@ -148,27 +148,27 @@ def problems(packages: Path, expected: set[str]) -> list[str]:
             head = path.read_bytes()[:20]
             if (head[:4], head[18:20]) != X86_64_ELF:
                 found.append(f"{name} is not for Linux x86-64")
-            # What wheels bring along for their extensions (name.libs/) is no extension.
+            # Libraries that wheels bundle for their extensions (name.libs/) are not extensions.
             elif ".libs/" not in name and not EXTENSION.search(name):
                 found.append(f"{name} is not for Python {PYTHON}")
     return found
 
 
 def fields(path: Path, name: str) -> list[str]:
-    """Return the values of a field in a wheel's metadata, in their order."""
+    """Return the values of a field in a wheel's metadata, in order."""
     head = path.read_text(encoding="utf-8").partition("\n\n")[0]
     return re.findall(rf"^{name}: *(.*)$", head, re.MULTILINE)
 
 
 def fits(python: str, abi: str, platform: str) -> bool:
-    """Return whether a wheel's tag is one that Azure's Python loads."""
+    """Return whether Azure's Python can load a wheel with this tag."""
     if abi == "none":
         return platform == "any" and (python.startswith("py3") or python == TAG)
     return platform in PLATFORMS and (abi == TAG or (abi == "abi3" and python.startswith("cp3")))
 
 
 def functions(app: Path) -> str | None:
-    """Return the names of a package's functions; None where there is no Python like Azure's.
+    """Return the names of a package's functions; None if no Python here is like Azure's.
 
     Raises:
         PackageError: the package cannot be imported.
@@ -176,7 +176,7 @@ def functions(app: Path) -> str | None:
     python = python_of_azure()
     if python is None:
         return None
-    finished = subprocess.run(  # noqa: S603 - Python, with a program of ours
+    finished = subprocess.run(  # noqa: S603 - Python, with our own program
         [python, "-I", "-S", "-B", "-c", IMPORT],
         cwd=app,
         stdout=subprocess.PIPE,
@@ -189,16 +189,16 @@ def functions(app: Path) -> str | None:
 
 
 def python_of_azure() -> str | None:
-    """Return a Python on this machine that loads what Azure's does; None where there is none."""
+    """Return a Python on this machine that can load packages for Azure's, or None."""
     here = (platform.system(), platform.machine(), platform.libc_ver()[0])
     if here != ("Linux", "x86_64", "glibc"):
         return None
     program = f"import sys; sys.exit('%d.%d' % sys.version_info[:2] != '{PYTHON}')"
     for python in (sys.executable, shutil.which(f"python{PYTHON}")):
-        # A version manager has the command also where it has not the Python: that fails here.
+        # A version manager may have the command without having the Python: then this fails.
         if (
             python
-            and not subprocess.run(  # noqa: S603 - Python, with a program of ours
+            and not subprocess.run(  # noqa: S603 - Python, with our own program
                 [python, "-I", "-S", "-c", program], capture_output=True, check=False
             ).returncode
         ):
@@ -207,16 +207,16 @@ def python_of_azure() -> str | None:
 
 
 def write_zip(folder: Path, archive: Path) -> str:
-    """Write a zip of a folder, the same for the same files, and return its SHA-256.
+    """Write a zip of a folder, and return its SHA-256. The same files give the same bytes.
 
-    Nothing is compressed: what comes of that depends on the zlib that Python was built with.
-    Python 3.14 for Windows, and Fedora's, have zlib-ng, which packs the same into other bytes.
+    Nothing is compressed, since the result would depend on the zlib that Python was built with:
+    Python 3.14 for Windows, and Fedora's, have zlib-ng, which compresses to other bytes.
     """
     paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as zipped:
         for name in sorted(name for name, path in paths.items() if path.is_file()):
             entry = zipfile.ZipInfo(name, EARLIEST)
-            entry.create_system = 3  # Unix, whatever this machine is.
+            entry.create_system = 3  # Unix, also on Windows.
             entry.external_attr = FILE_MODE
             zipped.writestr(entry, paths[name].read_bytes())
     return hashlib.sha256(archive.read_bytes()).hexdigest()
@@ -226,7 +226,7 @@ def build(folder: Path) -> tuple[str, str | None]:
     """Build app/ and app.zip in a folder; return the zip's SHA-256 and the names of the functions.
 
     Raises:
-        PackageError: a package cannot be had, or is for another Python or platform.
+        PackageError: a package cannot be installed, or is for another Python or platform.
     """
     app = folder / "app"
     archive = folder / "app.zip"
@@ -246,7 +246,7 @@ def build(folder: Path) -> tuple[str, str | None]:
 
 
 def main() -> int:
-    """Build the package, say where it is, and return the exit code."""
+    """Build the package, print where it is, and return the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -260,7 +260,9 @@ def main() -> int:
     archive = arguments.folder / "app.zip"
     size = archive.stat().st_size / 1_000_000
     sys.stdout.write(f"{archive}: {size:.1f} MB, for Python {PYTHON} on Linux\n")
-    sys.stdout.write(f"functions: {names or f'not imported, for want of a Python {PYTHON} here'}\n")
+    sys.stdout.write(
+        f"functions: {names or f'not checked, without Python {PYTHON} on Linux x86-64'}\n"
+    )
     sys.stdout.write(f"sha256 {digest}\n")
     return 0
 

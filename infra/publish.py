@@ -2,11 +2,10 @@
 
     python3 infra/publish.py prod
 
-The package goes to the app's own deployment endpoint, and runs as it is: no build in Azure, as
-`az functionapp deployment source config-zip` forces one for Python. Whoever is signed in with
-`az login` needs Website Contributor on the resource group. What comes with a new environment (a
-role that has not reached the storage account yet) is waited for. Exit code 0: it runs; 1: it does
-not; 2: wrong arguments.
+It uploads the package to the app's own deployment endpoint, without a build in Azure, which
+`az functionapp deployment source config-zip` forces for Python. The account of `az login` needs
+Website Contributor on the resource group. In a new environment, it waits for roles to reach the
+storage account. Exit code 0: the package is published; 1: it is not; 2: wrong arguments.
 """  # noqa: INP001 - a script that is run by its path
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ LOOPBACK_HOSTS = {"127.0.0.1", "localhost"}
 COMMAND_SECONDS = 120
 UPLOAD_SECONDS = 300  # From the last byte sent to the answer.
 REQUEST_SECONDS = 30
-# The first is what azd and the Azure CLI do as well; the second gives a role time to arrive.
+# The first is as in azd and the Azure CLI; the second gives a role time to take effect.
 POLL_SECONDS = 1
 RETRY_SECONDS = 10
 
@@ -51,34 +50,36 @@ class Status(IntEnum):
     PARTIAL_SUCCESS = 6
 
 
-# What the platform writes where the app's identity may not use the storage account yet:
+# What the platform writes if the app's identity has no access to the storage account yet:
 # https://github.com/Azure/azure-dev/issues/8026
 NO_ROLE_YET = re.compile(r"InaccessibleStorage|does not indicate success: 403")
 RUNNING = {Status.PENDING, Status.BUILDING, Status.DEPLOYING}
 
 
 class PublishError(Exception):
-    """The package is not published."""
+    """The package was not published."""
 
 
 class PassingError(PublishError):
-    """The same, but what is in the way may pass."""
+    """The package was not published, but another attempt may succeed."""
 
 
 def read_package(path: Path) -> bytes:
     """Return a package's bytes.
 
     Raises:
-        PublishError: there is none, or it was not built by infra/package.py.
+        PublishError: the file is missing, or was not built by infra/package.py.
     """
     if not path.is_file():
-        raise PublishError(f"There is no {path}: build it with python3 infra/package.py")
+        raise PublishError(f"{path} is missing: build it with python3 infra/package.py")
     if not zipfile.is_zipfile(path):
         raise PublishError(f"{path} is not a zip")
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
     if not names >= NEEDED or not any(name.startswith(PACKAGES) for name in names):
-        raise PublishError(f"{path} lacks the app or its packages: python3 infra/package.py")
+        raise PublishError(
+            f"{path} lacks the app or its packages: build it with python3 infra/package.py"
+        )
     return path.read_bytes()
 
 
@@ -86,7 +87,7 @@ def publish(environment: str, package: bytes, deadline: float) -> None:
     """Upload a package to an environment, and wait until it runs.
 
     Raises:
-        PublishError: it does not, or not until the deadline.
+        PublishError: it failed, or did not run before the deadline.
     """
     outputs = json.loads(ask(str(ROOT / "infra/outputs.sh"), environment, "--json"))
     group, app = outputs["AZURE_RESOURCE_GROUP"], outputs["AZURE_FUNCTION_NAME"]
@@ -98,8 +99,8 @@ def publish(environment: str, package: bytes, deadline: float) -> None:
     digest = hashlib.sha256(package).hexdigest()
     say(f"{len(package) / 1_000_000:.1f} MB, sha256 {digest}, to {app}")
     while True:
-        # The token that azd and Core Tools send, too. The Azure CLI has it already: for another,
-        # ten minutes into a workflow, it lacks a fresh one of GitHub's
+        # azd and Core Tools send this token, too. The Azure CLI has it already. For another one it
+        # would need a new token from GitHub, which it cannot get ten minutes into a workflow
         # (https://github.com/Azure/login/issues/372).
         token = ask(
             "az", "account", "get-access-token", "--query", "accessToken", "--output", "tsv"
@@ -109,7 +110,7 @@ def publish(environment: str, package: bytes, deadline: float) -> None:
         except PassingError as exc:
             if time.monotonic() + RETRY_SECONDS >= deadline:
                 raise PublishError(f"{exc}\nThe time is up.") from exc
-            say(f"{exc}\nOnce more in {RETRY_SECONDS} seconds.")
+            say(f"{exc}\nTrying again in {RETRY_SECONDS} seconds.")
             time.sleep(RETRY_SECONDS)
         else:
             break
@@ -117,19 +118,19 @@ def publish(environment: str, package: bytes, deadline: float) -> None:
 
 
 def say(line: str) -> None:
-    """Print a line at once, so that a log shows where a deployment stands."""
+    """Print a line at once, so that a log shows the progress of a deployment."""
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
 
 def ask(*command: str) -> str:
-    """Return what a command prints; what it says of errors goes to this script's own output.
+    """Return what a command prints to stdout; its stderr is this script's own.
 
     Raises:
-        PublishError: it fails, is not here, takes too long, or has nothing to say.
+        PublishError: it failed, is not installed, took too long, or printed nothing.
     """
     try:
-        finished = subprocess.run(  # noqa: S603 - the Azure CLI, and a script of ours
+        finished = subprocess.run(  # noqa: S603 - the Azure CLI, and our own script
             command, stdout=subprocess.PIPE, text=True, check=False, timeout=COMMAND_SECONDS
         )
     except (OSError, subprocess.TimeoutExpired) as exc:
@@ -148,14 +149,14 @@ class Endpoint:
         self._token = token
 
     def publish(self, package: bytes, deadline: float) -> None:
-        """Upload a package, and wait until Azure has taken it.
+        """Upload a package, and wait until Azure has deployed it.
 
         Raises:
-            PassingError: Azure has not, and may later.
-            PublishError: Azure has not.
+            PassingError: Azure did not, but may if asked again.
+            PublishError: Azure did not.
         """
         say("Uploading ...")
-        # RemoteBuild=false says what is the default, as a wrong build is what this avoids.
+        # RemoteBuild=false is the default, but a wrong build is what this script must avoid.
         path = "/api/publish?RemoteBuild=false&Deployer=acs-token-broker"
         status, body = self._request("POST", path, package, UPLOAD_SECONDS)
         if status == HTTPStatus.ACCEPTED:
@@ -175,7 +176,7 @@ class Endpoint:
             except PassingError:
                 continue
             if status == HTTPStatus.NOT_FOUND and known:
-                return  # The worker that deployed has been replaced: azd takes it as the end, too.
+                return  # The deploying worker was replaced; azd also takes this as success.
             if status not in {HTTPStatus.OK, HTTPStatus.ACCEPTED}:
                 if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
                     refuse(status, body)
@@ -194,7 +195,7 @@ class Endpoint:
                 return
             if state not in RUNNING:
                 self._fail(path, state, answer)
-        raise PublishError("The time is up, and Azure is still at it: ask again in a while.")
+        raise PublishError("The time is up, and Azure is still deploying: check again later.")
 
     def _fail(self, path: str, state: Status, answer: dict[str, object]) -> NoReturn:
         try:
@@ -211,9 +212,9 @@ class Endpoint:
         """Return the status and the body of an answer.
 
         Raises:
-            PassingError: there is none.
+            PassingError: no answer came.
         """
-        # Plain HTTP is for the tests' own server alone: the request carries a token.
+        # Plain HTTP is only for the tests' own server: the request has a token.
         local = self._host.partition(":")[0] in LOOPBACK_HOSTS
         connect = http.client.HTTPConnection if local else http.client.HTTPSConnection
         connection = connect(self._host, timeout=seconds)
@@ -231,11 +232,11 @@ class Endpoint:
 
 
 def refuse(status: int, body: str) -> NoReturn:
-    """Raise what a refusal means."""
+    """Raise the error for a refusal."""
     said = f"Azure answers {status}: {body[:500]}".strip()
     if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
         said += (
-            "\n(A role of yours, or the app's, has not arrived; or the app refuses this address.)"
+            "\n(A role of yours or of the app has no effect yet, or the app refuses this address.)"
         )
     elif status == HTTPStatus.CONFLICT:
         said += "\n(Another deployment is under way.)"
@@ -247,7 +248,7 @@ def refuse(status: int, body: str) -> NoReturn:
 
 
 def main() -> int:
-    """Publish the package, say how it goes, and return the exit code."""
+    """Publish the package, print the progress, and return the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -271,7 +272,7 @@ def main() -> int:
         package = read_package(arguments.package)
         publish(arguments.environment, package, time.monotonic() + arguments.wait)
     except PublishError as exc:
-        sys.stderr.write(f"{exc}\nThe package is not published.\n")
+        sys.stderr.write(f"{exc}\nThe package was not published.\n")
         return 1
     return 0
 

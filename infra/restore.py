@@ -1,12 +1,13 @@
-"""Put rows back into the mapping tables of an environment, whose app is stopped meanwhile.
+"""Put rows back into the mapping tables of an environment. Stop its app first.
 
     .venv/bin/python -m infra.restore prod mappings.json backup/IdentityMappings*.jsonl
 
-It takes the files of infra/export.py, and what infra/queries/workbook-mappings.kql finds, as JSON.
-A row that is in a table is left alone, and of several rows for one person the first counts: name
-the newest file first. Nothing is written unless all rows can be read. It runs from the top of a
-clone with the Python of `make setup`; whoever is signed in with `az login` needs Storage Table Data
-Contributor on the account, and where that is closed to the internet a machine inside the network.
+It reads files of infra/export.py, and results of infra/queries/workbook-mappings.kql as JSON. It
+never changes a row that a table already has. Of several rows for one person it takes the first, so
+name the newest file first. It writes nothing unless it can read all rows. Run it from the top of a
+clone with the Python of `make setup`. The account of `az login` needs Storage Table Data
+Contributor on the storage account; if that is closed to the internet, use a machine inside the
+network.
 """  # noqa: INP001 - a script that is run as `python -m infra.restore`
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def entity_of(row: dict[str, Any]) -> dict[str, Any]:
     """Return the entity that a row stands for, with the types that JSON does not have.
 
     Raises:
-        ValueError, KeyError, TypeError: it is not one that this version of the broker writes.
+        ValueError, KeyError, TypeError: this version of the broker does not write such a row.
     """
     if row.get("PartitionKey") == LEDGER_PARTITION:
         created_on = datetime.fromisoformat(row["createdOn"])
@@ -70,7 +71,7 @@ def entity_of(row: dict[str, Any]) -> dict[str, Any]:
 
 def _from_export(row: dict[str, Any]) -> IdentityMapping:
     if row["schema"] != SCHEMA:
-        raise ValueError(f"a row of the schema {row['schema']}; this version writes {SCHEMA}")
+        raise ValueError(f"the row has schema {row['schema']}; this version writes {SCHEMA}")
 
     def date(name: str) -> datetime | None:
         return datetime.fromisoformat(row[name]) if row.get(name) else None
@@ -95,7 +96,7 @@ def _from_log(row: dict[str, Any]) -> IdentityMapping:
         state=State.ACTIVE,
         acs_id=row["acs_id"],
         attempt="rebuilt",
-        created_on=last_seen,  # The log does not know better.
+        created_on=last_seen,  # The log may not go back to the creation.
         last_used_on=last_seen,
     )
 
@@ -104,7 +105,7 @@ def read_all(paths: list[Path]) -> list[dict[str, Any]]:
     """Return the entities of all files, the first for each person and each orphan.
 
     Raises:
-        ValueError: one cannot be read; the message says which.
+        ValueError: a row cannot be read; the message says which.
     """
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for path in paths:
@@ -118,7 +119,7 @@ def read_all(paths: list[Path]) -> list[dict[str, Any]]:
 
 
 def insert(table: TableClient, entity: dict[str, Any]) -> bool:
-    """Add a row; False if it is there."""
+    """Add a row; return False if the table has it already."""
     try:
         table.create_entity(entity)
     except ResourceExistsError:
@@ -127,7 +128,7 @@ def insert(table: TableClient, entity: dict[str, Any]) -> bool:
 
 
 def main() -> int:
-    """Put the rows back, say how many, and return the exit code."""
+    """Put the rows back, print how many, and return the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -151,7 +152,7 @@ def main() -> int:
                 left = len(own) - added
                 sys.stdout.write(f"{table.table_name}: {added} rows put back, {left} left alone\n")
     except (OSError, ValueError, AzureError, subprocess.SubprocessError) as exc:
-        sys.stderr.write(f"Not all rows are put back; run it again when this is mended: {exc}\n")
+        sys.stderr.write(f"Not all rows were put back. Fix this, then run it again: {exc}\n")
         return 1
     return 0
 

@@ -1,11 +1,10 @@
-"""Check a deployed token broker from outside, without an account.
+"""Check a deployed token broker from outside, without signing in.
 
     python3 infra/smoke_test.py https://func-prod-abc.azurewebsites.net
 
-It asks whether the service is up and ready, and whether a call without a token and calls with
-forged ones are refused as the contract says. A new deployment is given time: roles take up to ten
-minutes to reach every part of Azure. Exit code 0: all is well; 1: something is not; 2: wrong
-arguments.
+It checks that the service is up and ready, and that it refuses a call without a token and calls
+with forged ones, as the contract says. A new deployment gets time: roles take up to ten minutes to
+reach every part of Azure. Exit code 0: every check passed; 1: one failed; 2: wrong arguments.
 """  # noqa: INP001 - a script that is run by its path
 
 from __future__ import annotations
@@ -24,19 +23,19 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-REQUEST_SECONDS = 30  # A cold start is in it.
+REQUEST_SECONDS = 30  # Enough for a cold start.
 PAUSE_SECONDS = 5
 LOOPBACK_HOSTS = {"127.0.0.1", "localhost"}
 OK, UNAUTHORIZED, NOT_FOUND, SERVER_ERRORS = 200, 401, 404, range(500, 600)
 PROBLEM = "application/problem+json"
 NO_FUNCTION = """
-The host runs, but knows no function. Either nothing is published, or what is published cannot be
-imported, as when Azure built it with another Python than the app's: publish what infra/package.py
-builds, with infra/publish.py.
+The host runs, but has no function. Either no package is published, or it cannot be imported, for
+example because Azure built it with another Python than the app's. Build a package with
+infra/package.py, and publish it with infra/publish.py.
 """
 
 
-# Without slots, which the Python 3.9 of a Mac does not know.
+# Without slots, which the Python 3.9 of a Mac does not support.
 @dataclass(frozen=True)
 class Answer:
     """What the service answered."""
@@ -47,7 +46,7 @@ class Answer:
 
     @property
     def members(self) -> dict[str, object]:
-        """The members of the JSON object in the body; none where it is something else."""
+        """The members of the JSON object in the body; empty if it is something else."""
         try:
             value = json.loads(self.body)
         except ValueError:
@@ -57,17 +56,17 @@ class Answer:
 
 @dataclass(frozen=True)
 class Check:
-    """One request, and what the contract says of its answer."""
+    """One request, and what the contract says about its answer."""
 
     title: str
     path: str
     status: int
     member: tuple[str, str]  # A member of the JSON body, and its value.
     token: str | None = None
-    error: str | None = None  # What the RFC 6750 challenge of a 401 names; None: nothing.
+    error: str | None = None  # The error in the RFC 6750 challenge of a 401; None: no error.
 
     def problems(self, answer: Answer) -> list[str]:
-        """Return what is wrong with an answer, in words."""
+        """Return messages about what is wrong with an answer."""
         name, value = self.member
         found = []
         if answer.status != self.status:
@@ -86,7 +85,7 @@ class Check:
         if not challenge.startswith("Bearer "):
             found.append("no Bearer challenge")
         if self.error is None and "error=" in challenge:
-            found.append("a challenge with an error, where there was no token")
+            found.append("a challenge with an error, although no token was sent")
         if self.error is not None and f'error="{self.error}"' not in challenge:
             found.append(f"a challenge without {self.error}")
         if answer.headers.get("content-type", "").partition(";")[0] != PROBLEM:
@@ -97,7 +96,7 @@ class Check:
 
 
 def forged_token(algorithm: str) -> str:
-    """Return a token that looks like one of Entra's, and is signed by nobody."""
+    """Return a token that looks like one of Entra's, but has no valid signature."""
     header = {"alg": algorithm, "typ": "JWT", "kid": "smoke-test"}
     claims = {"iss": "https://login.microsoftonline.com/forged/v2.0", "scp": "access_as_user"}
     parts = [json.dumps(header).encode(), json.dumps(claims).encode(), secrets.token_bytes(256)]
@@ -105,7 +104,7 @@ def forged_token(algorithm: str) -> str:
 
 
 def checks() -> list[Check]:
-    """Return the checks, in their order."""
+    """Return the checks, in order."""
 
     def refuses(what: str, code: str, token: str | None = None) -> Check:
         error = None if token is None else code
@@ -124,7 +123,7 @@ def ask(url: str, path: str, token: str | None) -> Answer:
     """Return the answer to a GET.
 
     Raises:
-        OSError, http.client.HTTPException: there is none.
+        OSError, http.client.HTTPException: no answer came.
     """
     parts = urlsplit(url)
     connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
@@ -140,7 +139,7 @@ def ask(url: str, path: str, token: str | None) -> Answer:
 
 
 def problems_until(url: str, check: Check, deadline: float) -> tuple[list[str], int | None]:
-    """Return what is wrong, and the status; what may pass is asked again until a time."""
+    """Return what is wrong, and the status. Problems that may pass are retried until a deadline."""
     while True:
         status = None
         try:
@@ -149,7 +148,7 @@ def problems_until(url: str, check: Check, deadline: float) -> tuple[list[str], 
             found, may_pass = [f"no answer: {type(exc).__name__}: {exc}"], True
         else:
             status = answer.status
-            # Where no code has arrived yet, the host knows no function and says 404.
+            # Until the code has arrived, the host has no function and answers 404.
             may_pass = status in SERVER_ERRORS or status == NOT_FOUND
             found = check.problems(answer)
         if not (found and may_pass) or time.monotonic() >= deadline:
@@ -168,14 +167,14 @@ def main() -> int:
         type=float,
         default=600,
         metavar="SECONDS",
-        help="how long to wait in all for a service that is not up yet (default: %(default)s)",
+        help="how long to wait for a service that is not up yet (default: %(default)s)",
     )
     arguments = parser.parse_args()
     url = urlsplit(arguments.url.rstrip("/"))
     if url.path or not url.hostname or url.query:
-        parser.error("the URL is scheme and host alone")
+        parser.error("the URL must have only a scheme and a host")
     if url.scheme != "https" and not (url.scheme == "http" and url.hostname in LOOPBACK_HOSTS):
-        parser.error("the URL is not https")
+        parser.error("the URL must be https")
     deadline = time.monotonic() + arguments.wait
     failed = False
     statuses = set()
