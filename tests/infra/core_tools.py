@@ -1,6 +1,6 @@
-"""How Core Tools read .funcignore, by which `func azure functionapp publish` goes.
+"""How Core Tools read .funcignore for `func azure functionapp publish`.
 
-Like gitignore at first sight only. The original is
+It only looks like gitignore. The original is
 https://github.com/Azure/azure-functions-core-tools/blob/3ee97a6/src/Cli/func/Common/GitIgnoreParser.cs
 """
 
@@ -19,12 +19,12 @@ class FuncIgnore:
         self._kept = _pattern([line[1:] for line in lines if line.startswith("!")])
 
     def ignores(self, path: str) -> bool:
-        """Tell whether a file stays behind; its path is from the root, with slashes."""
+        """Return whether a file is left out; its path is relative to the root, with slashes."""
         return bool(self._ignored.match(path)) and not self._kept.match(path)
 
 
 def _pattern(lines: list[str]) -> re.Pattern[str]:
-    # A name ends where a word does: at a slash, but also at a dot or a hyphen.
+    # A name ends where a word ends: at a slash, but also at a dot or a hyphen.
     names = "|".join(_name(line.removeprefix("/")) for line in lines)
     return re.compile(rf"(?:{names})\b" if lines else r"(?!)", re.ASCII)
 

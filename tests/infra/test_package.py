@@ -1,4 +1,4 @@
-"""`infra/package.py`, with an index of its own on loopback, full of tiny wheels."""
+"""`infra/package.py`, with a package index of tiny wheels on loopback."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 SITE = ".python_packages/lib/site-packages"
-# The first bytes of an ELF file, and of a Mach-O file as Macs have it; machine 62 is x86-64.
+# The first bytes of an ELF file; machine 62 is x86-64, and 183 is ARM64.
 ELF = b"\x7fELF" + bytes(14) + (62).to_bytes(2, "little")
 ARM = b"\x7fELF" + bytes(14) + (183).to_bytes(2, "little")
 LINUX = "manylinux_2_17_x86_64.manylinux2014_x86_64"
@@ -57,7 +57,7 @@ def wheel(name: str, tag: str, files: dict[str, bytes], requires: str = ">=3.11"
 
 
 WHEELS = {
-    # One for Azure beside others that fit other machines.
+    # One for Azure, and others for other machines.
     f"fast-1.0-cp313-cp313-{LINUX}.whl": wheel(
         "fast", f"cp313-cp313-{LINUX}", {"fast/__init__.py": b"", f"fast/{EXTENSION}": ELF}
     ),
@@ -65,7 +65,7 @@ WHEELS = {
     "fast-1.0-cp313-cp313-macosx_11_0_arm64.whl": wheel(
         "fast", "cp313-cp313-macosx_11_0_arm64", {"fast.py": b""}
     ),
-    # Their names do not say it, their content does.
+    # These are for other machines, but only their content shows it.
     "liar-1.0-py3-none-any.whl": wheel(
         "liar", "py3-none-any", {"liar/_core.cpython-311-x86_64-linux-gnu.so": ELF}
     ),
@@ -124,7 +124,7 @@ def locked(*names: str, marker: str = "") -> str:
 
 
 def project(folder: Path, lock: str) -> Path:
-    """Make a project of the same shape as this one."""
+    """Make a small project with this one's layout."""
     (folder / "infra").mkdir(parents=True)
     (folder / "shared/__pycache__").mkdir(parents=True)
     shutil.copy(ROOT / "infra/package.py", folder / "infra")
@@ -138,7 +138,7 @@ def project(folder: Path, lock: str) -> Path:
 
 
 async def build(folder: Path, python: str = sys.executable) -> tuple[int | None, str, str]:
-    """Run the script with this index; return its exit code, and what it prints."""
+    """Run the script with this index; return its exit code and output."""
     async with index() as url:
         process = await asyncio.create_subprocess_exec(
             *(python, str(folder / "infra/package.py"), str(folder / "dist")),
@@ -157,13 +157,13 @@ async def build(folder: Path, python: str = sys.executable) -> tuple[int | None,
 
 
 def names_in(folder: Path) -> list[str]:
-    """Return what is in the zip, without the wheels' own papers."""
+    """Return the names in the zip, without the wheels' metadata."""
     with zipfile.ZipFile(folder / "dist/app.zip") as archive:
         return [name for name in archive.namelist() if ".dist-info/" not in name]
 
 
 async def test_content(tmp_path: Path) -> None:
-    """The package holds the app, and the wheels for Azure's Python, whatever runs the script."""
+    """The package has the app, and the wheels for Azure's Python, whichever Python builds it."""
     code, out, err = await build(project(tmp_path / "a", locked("fast")))
     assert (0, "") == (code, err)
     assert [
@@ -178,7 +178,7 @@ async def test_content(tmp_path: Path) -> None:
 
 
 async def test_reproducible(tmp_path: Path, each_python: str) -> None:
-    """The same sources make the same bytes, and the digest that is printed is theirs."""
+    """The same sources give the same bytes, and the printed digest is theirs."""
     lock = locked("fast", "new")
     first = await build(project(tmp_path / "a", lock))
     second = await build(project(tmp_path / "b", lock), each_python)
@@ -197,7 +197,7 @@ async def test_reproducible_elsewhere(tmp_path: Path) -> None:
 
 
 async def test_rebuilt(tmp_path: Path) -> None:
-    """Nothing of an earlier build is left."""
+    """Nothing is left of an earlier build."""
     folder = project(tmp_path, locked("fast"))
     await build(folder)
     (folder / "requirements.txt").write_text(locked("new"))
@@ -207,7 +207,7 @@ async def test_rebuilt(tmp_path: Path) -> None:
 
 
 async def test_markers(tmp_path: Path) -> None:
-    """Markers hold for Azure's Python; pip alone would ask the Python that runs it."""
+    """Markers are evaluated for Azure's Python, not for the one that runs the script."""
     lock = locked("old", marker="python_full_version < '3.13'")
     lock += locked("new", marker="python_full_version >= '3.13' and sys_platform == 'linux'")
     lock += locked("past", marker="platform_python_implementation == 'PyPy'")
@@ -225,12 +225,14 @@ async def test_markers(tmp_path: Path) -> None:
         pytest.param(locked("past"), "past-1.0 is for Python <3.13", id="wheel for another Python"),
         pytest.param(locked("mac-only"), "No matching distribution", id="no wheel for Linux"),
         pytest.param("fast==1.0\n", "not a pinned package with a hash", id="no hash"),
-        pytest.param("fast>=1.0 \\\n    --hash=sha256:00\n", "not a pinned package", id="no pin"),
+        pytest.param(
+            "fast>=1.0 \\\n    --hash=sha256:00\n", "not a pinned package", id="not pinned"
+        ),
         pytest.param("fast==1.0 \\\n    --hash=sha256:00\n", "HASHES", id="wrong hash"),
     ],
 )
 async def test_refuses(tmp_path: Path, lock: str, said: str) -> None:
-    """What Azure's Python cannot load, and what the lock does not name, makes no package."""
+    """No package is built from wheels that Azure's Python cannot load, or from a bad lock."""
     code, _, err = await build(project(tmp_path, lock))
     assert 1 == code
     assert said in err
@@ -238,7 +240,7 @@ async def test_refuses(tmp_path: Path, lock: str, said: str) -> None:
 
 
 async def test_imports(tmp_path: Path, python_3_13: str) -> None:
-    """On Azure's Python, the package is imported as Azure will, and its functions are named."""
+    """With Azure's Python, the package is imported as in Azure, and its functions are printed."""
     code, out, err = await build(project(tmp_path, locked("fast")), python_3_13)
     assert (0, "") == (code, err)
     assert "functions: token\n" in out
@@ -246,7 +248,7 @@ async def test_imports(tmp_path: Path, python_3_13: str) -> None:
 
 @pytest.mark.parametrize("app", ["import no_such_module", "class app:\n    get_functions = list"])
 async def test_no_functions(tmp_path: Path, python_3_13: str, app: str) -> None:
-    """A package that cannot be imported, or knows no function, is not made."""
+    """No package is built if it cannot be imported, or has no function."""
     folder = project(tmp_path, locked("fast"))
     (folder / "function_app.py").write_text(app)
     code, _, err = await build(folder, python_3_13)
@@ -257,12 +259,12 @@ async def test_no_functions(tmp_path: Path, python_3_13: str, app: str) -> None:
 
 @pytest.fixture
 def python_3_13(find_python: Callable[[str], str]) -> str:
-    """Return the Python that loads what Azure's does."""
+    """Return a Python of Azure's version."""
     return find_python("3.13")
 
 
 def test_same_python() -> None:
-    """The package is built for the Python that the app has in Azure."""
+    """The package is for the Python that runs the app in Azure."""
     script = (ROOT / "infra/package.py").read_text()
     assert '\nPYTHON = "3.13"\n' in script
     assert (

@@ -1,4 +1,4 @@
-"""`infra/publish.py` against a deployment endpoint of its own on loopback."""
+"""`infra/publish.py` with a deployment endpoint on loopback."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "infra/publish.py"
-# What `az` answers here; tests/infra/test_scripts.py is about what it is asked.
+# The answers of `az`; tests/infra/test_scripts.py tests the calls to it.
 AZ = """#!/bin/sh
 case "$*" in
   "deployment sub list "*) cat "$0.deployments" ;;
@@ -44,7 +44,7 @@ FORBIDDEN = "Response status code does not indicate success: 403 (This request i
 
 @dataclass
 class Kudu:
-    """The deployment endpoint of a function app: what it is to answer, and what it was asked."""
+    """The deployment endpoint of a function app: its answers, and the requests to it."""
 
     uploads: list[tuple[int, str]] = field(default_factory=list)
     states: list[tuple[int, object]] = field(default_factory=list)
@@ -53,7 +53,7 @@ class Kudu:
     packages: list[bytes] = field(default_factory=list)
 
     async def upload(self, request: web.Request) -> web.Response:
-        """Take a package. The last answer is for all that follow."""
+        """Take a package. The last answer is repeated."""
         assert "Bearer the-token" == request.headers["Authorization"]
         assert "application/zip" == request.content_type
         self.asked.append(f"POST {request.path_qs}")
@@ -62,7 +62,7 @@ class Kudu:
         return web.Response(status=status, text=text)
 
     async def state(self, request: web.Request) -> web.Response:
-        """Say how a deployment is getting on."""
+        """Answer with the state of a deployment. The last answer is repeated."""
         assert "Bearer the-token" == request.headers["Authorization"]
         self.asked.append(f"GET {request.path_qs}")
         if request.path.endswith("/log"):
@@ -72,7 +72,7 @@ class Kudu:
 
     @asynccontextmanager
     async def served(self) -> AsyncIterator[str]:
-        """Yield the host and port."""
+        """Serve it, and yield the host and port."""
         app = web.Application(client_max_size=10_000_000)
         app.router.add_post("/api/publish", self.upload)
         app.router.add_get("/api/deployments/{tail:.*}", self.state)
@@ -100,7 +100,7 @@ async def publish(
     content: bytes = PACKAGE,
     python: str = sys.executable,
 ) -> tuple[int | None, str, str]:
-    """Run the script as an operator does; return its exit code, and what it prints."""
+    """Run the script as an operator does; return its exit code and output."""
     (folder / "az").write_text(AZ)
     (folder / "az").chmod(0o755)
     (folder / "az.deployments").write_text(json.dumps([DEPLOYMENT]))
@@ -123,7 +123,7 @@ async def publish(
 
 
 async def test_publishes(tmp_path: Path, each_python: str) -> None:
-    """The package goes up as it is, without a build, and its own deployment is watched."""
+    """It uploads the package without a build, and waits for that deployment."""
     kudu = Kudu(uploads=[(202, '"d-1"')], states=[(404, {}), (202, {"status": 2}), (200, DONE)])
     async with kudu.served() as host:
         code, out, err = await publish(tmp_path, host, python=each_python)
@@ -137,7 +137,7 @@ async def test_publishes(tmp_path: Path, each_python: str) -> None:
 
 
 async def test_worker_replaced(tmp_path: Path) -> None:
-    """A deployment that is known and then unknown has ended: its worker was replaced."""
+    """If a deployment is first found and then not, it has succeeded: its worker was replaced."""
     kudu = Kudu(uploads=[(202, "d-1")], states=[(202, {"status": 1}), (404, {})])
     async with kudu.served() as host:
         code, _, _ = await publish(tmp_path, host)
@@ -154,7 +154,7 @@ async def test_worker_replaced(tmp_path: Path) -> None:
     ],
 )
 async def test_tries_again(tmp_path: Path, first: tuple[int, str]) -> None:
-    """What comes with a new environment passes."""
+    """It tries again after errors that a new environment causes for a while."""
     kudu = Kudu(uploads=[first, (202, '"d-1"')], states=[(200, DONE)])
     async with kudu.served() as host:
         code, out, _ = await publish(tmp_path, host)
@@ -162,8 +162,8 @@ async def test_tries_again(tmp_path: Path, first: tuple[int, str]) -> None:
     assert first[1] in out
 
 
-async def test_storage_role_on_its_way(tmp_path: Path) -> None:
-    """So does a deployment that fails since the app's own role is still on its way."""
+async def test_storage_role_without_effect(tmp_path: Path) -> None:
+    """It tries again if a deployment fails because the app's role has no effect yet."""
     kudu = Kudu(
         uploads=[(202, '"d-1"')],
         states=[(200, {"status": 3, "status_text": ""}), (200, DONE)],
@@ -176,7 +176,7 @@ async def test_storage_role_on_its_way(tmp_path: Path) -> None:
 
 
 async def test_fails(tmp_path: Path) -> None:
-    """A deployment that fails for good is not tried again, and its log is shown."""
+    """If a deployment fails for good, it prints the log, and does not try again."""
     kudu = Kudu(
         uploads=[(202, '"d-1"')],
         states=[(200, {"status": 3, "status_text": "no host.json"})],
@@ -190,7 +190,7 @@ async def test_fails(tmp_path: Path) -> None:
 
 
 async def test_refused(tmp_path: Path) -> None:
-    """Nor is a package that Azure does not take."""
+    """If Azure refuses the package, it does not try again."""
     kudu = Kudu(uploads=[(400, "bad zip")])
     async with kudu.served() as host:
         code, _, err = await publish(tmp_path, host)
@@ -207,7 +207,7 @@ async def test_refused(tmp_path: Path) -> None:
     ],
 )
 async def test_ends(tmp_path: Path, kudu: Kudu) -> None:
-    """What never comes to an end is given up when the time is up."""
+    """It gives up when the time is up."""
     async with kudu.served() as host:
         code, _, err = await asyncio.wait_for(publish(tmp_path, host, wait=3), 30)
     assert 1 == code
@@ -217,13 +217,13 @@ async def test_ends(tmp_path: Path, kudu: Kudu) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        pytest.param(b"text", "is not a zip", id="no zip"),
+        pytest.param(b"text", "is not a zip", id="not a zip"),
         pytest.param(package("host.json", "function_app.py"), "lacks the app", id="sources alone"),
         pytest.param(package("x/host.json"), "lacks the app", id="a folder too deep"),
     ],
 )
 async def test_wrong_package(tmp_path: Path, content: bytes, said: str) -> None:
-    """What infra/package.py did not build is not uploaded."""
+    """It uploads nothing that infra/package.py did not build."""
     kudu = Kudu()
     async with kudu.served() as host:
         code, _, err = await publish(tmp_path, host, content=content)

@@ -1,4 +1,4 @@
-"""infra/restore.py against Azurite, which takes Entra tokens of a stand-in for `az`."""
+"""infra/restore.py with Azurite, which accepts the Entra tokens of a stand-in for `az`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OTHER_ID = ACS_ID.replace("00000005", "00000006")
 
 
 def entra_token() -> str:
-    """Return a token that Azurite takes: it looks at the claims and not at the signature."""
+    """Return a token that Azurite accepts: it checks the claims but not the signature."""
     now = int(time.time())
     claims = {
         "aud": "https://storage.azure.com",
@@ -50,7 +50,7 @@ def entra_token() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """The two tables of an environment, and what leads the script there."""
+    """The two tables of an environment, and the variables by which the script finds them."""
 
     folder: Path
     service: TableServiceClient
@@ -66,7 +66,7 @@ class Tables:
         )
 
     def restore(self, *files: list[dict[str, Any]] | str) -> subprocess.CompletedProcess[str]:
-        """Run the script with files of these rows, as `az` prints them, or with this text."""
+        """Run the script with files of these rows (as JSON lines) or of this text."""
         paths = []
         for number, rows in enumerate(files):
             path = self.folder / f"{number}.jsonl"
@@ -86,7 +86,7 @@ class Tables:
 
 @pytest.fixture
 async def tables(tmp_path: Path) -> AsyncIterator[Tables]:
-    """Empty tables, and an `az` that knows the environment `dev` and gets tokens."""
+    """Empty tables, and an `az` that finds the environment `dev` and gets tokens."""
     certificates = Certificates(tmp_path)
     name = f"t{secrets.token_hex(8)}"
     async with AsyncExitStack() as stack:
@@ -132,7 +132,7 @@ async def tables(tmp_path: Path) -> AsyncIterator[Tables]:
 
 
 def exported(person: Person, **changes: Any) -> dict[str, Any]:
-    """Return a row as infra/export.py writes it: `az` makes texts of dates, and null of nothing."""
+    """Return a row as infra/export.py writes it: dates are strings."""
     entity = entity_from_mapping(mapping_of(person, NOW, **changes))
     row = {
         name: value.isoformat() if isinstance(value, datetime) else value
@@ -142,9 +142,9 @@ def exported(person: Person, **changes: Any) -> dict[str, Any]:
     return row | {"Timestamp": "2026-11-24T10:11:12.4+00:00", "etag": "W/\"datetime'2026'\""}
 
 
-async def test_export_comes_back(tables: Tables) -> None:
-    """Each row of an export is as it was, to the broker's own eyes."""
-    was = {
+async def test_restores_an_export(tables: Tables) -> None:
+    """The broker reads each row of an export as it was."""
+    exported_mappings = {
         ADA: mapping_of(ADA, NOW, revoked_before=NOW, generation=3),
         BOB: mapping_of(BOB, NOW, state=State.DELETING, lease_until=NOW + timedelta(seconds=20)),
         EVE: mapping_of(EVE, NOW, state=State.CREATING, acs_id="", lease_until=NOW),
@@ -158,7 +158,7 @@ async def test_export_comes_back(tables: Tables) -> None:
     finished = tables.restore(rows, [orphan | {"createdOn": NOW.isoformat()}])
     assert (0, "") == (finished.returncode, finished.stderr)
     assert f"{tables.name}: 3 rows put back, 0 left alone\n" in finished.stdout
-    for person, mapping in was.items():
+    for person, mapping in exported_mappings.items():
         found = await tables.mappings.read(person)
         assert found is not None
         assert entity_from_mapping(mapping) == entity_from_mapping(found)
@@ -166,8 +166,8 @@ async def test_export_comes_back(tables: Tables) -> None:
     assert 1 == len([row async for row in tables.mappings.idle(idle_before=NOW + timedelta(1))])
 
 
-async def test_log_comes_back(tables: Tables) -> None:
-    """What a query found in the log becomes rows that the broker serves from."""
+async def test_restores_from_the_log(tables: Tables) -> None:
+    """The results of a query of the log become rows that the broker can use."""
     row = {"TableName": "PrimaryResult", "tenant_id": TENANT, "object_id": ADA.object_id}
     seen = {"acs_id": ACS_ID, "last_seen": "2026-11-24T10:11:12.3456789Z"}
     finished = tables.restore(json.dumps([row | seen], indent=2))
@@ -178,7 +178,7 @@ async def test_log_comes_back(tables: Tables) -> None:
 
 
 async def test_nothing_is_overwritten(tables: Tables) -> None:
-    """A row that is there stays, and of two files the first one's row counts."""
+    """A row that the table has is not changed, and the first file with a row for a person wins."""
     rows = tables.service.get_table_client(tables.name)
     await rows.create_entity(entity_from_mapping(mapping_of(ADA, NOW)))
     newest = [exported(ADA, acs_id=OTHER_ID), exported(BOB, acs_id=OTHER_ID)]
@@ -200,7 +200,7 @@ async def test_nothing_is_overwritten(tables: Tables) -> None:
     ],
 )
 async def test_unreadable(tables: Tables, changes: dict[str, Any]) -> None:
-    """One row that cannot be read is named, and keeps all from being written."""
+    """If one row cannot be read, the error names it and nothing is written."""
     finished = tables.restore([exported(BOB), exported(ADA) | changes])
     assert 1 == finished.returncode
     assert "0.jsonl, row 2" in finished.stderr
@@ -208,7 +208,7 @@ async def test_unreadable(tables: Tables, changes: dict[str, Any]) -> None:
 
 
 async def test_missing_table(tables: Tables) -> None:
-    """Where the table is missing it says so, and makes none."""
+    """If the table is missing, it says so and creates none."""
     await tables.service.delete_table(tables.name)
     finished = tables.restore([exported(ADA)])
     assert 1 == finished.returncode

@@ -89,38 +89,38 @@ async def test_broker() -> None:
 
 
 async def lets_everyone_in(_request: web.Request) -> web.Response:
-    """Answer anybody with a token."""
+    """Answer every call with a token."""
     return answer({"token": "t"})
 
 
 async def takes_forged_tokens(request: web.Request) -> web.Response:
-    """Refuse only those who bring no token."""
+    """Refuse only calls without a token."""
     return answer({"token": "t"}) if "Authorization" in request.headers else refusal(request)
 
 
 async def blames_the_token(_request: web.Request) -> web.Response:
-    """Name an error where there was no token."""
+    """Name an error in the challenge although no token was sent."""
     return answer({"code": "missing_token"}, status=401, challenge='Bearer error="invalid_token"')
 
 
 async def says_nothing(_request: web.Request) -> web.Response:
-    """Answer as the host does for a function that it does not know."""
+    """Answer as the host does for a function that it does not have."""
     return web.Response(status=404)
 
 
-async def is_cached(_request: web.Request) -> web.Response:
-    """Forget the header."""
+async def may_be_cached(_request: web.Request) -> web.Response:
+    """Leave out the header Cache-Control."""
     return web.json_response({"status": "healthy"})
 
 
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        pytest.param({"token": lets_everyone_in}, "status 200, not 401", id="open"),
-        pytest.param({"token": takes_forged_tokens}, "status 200, not 401", id="forged"),
+        pytest.param({"token": lets_everyone_in}, "status 200, not 401", id="no token needed"),
+        pytest.param({"token": takes_forged_tokens}, "status 200, not 401", id="forged tokens"),
         pytest.param({"token": blames_the_token}, "a challenge with an error", id="challenge"),
         pytest.param({"health": says_nothing}, "status 404, not 200", id="no code"),
-        pytest.param({"health": is_cached}, "no Cache-Control: no-store", id="cached"),
+        pytest.param({"health": may_be_cached}, "no Cache-Control: no-store", id="cacheable"),
     ],
 )
 async def test_bad(changes: dict[str, Handler], problem: str) -> None:
@@ -133,19 +133,19 @@ async def test_bad(changes: dict[str, Handler], problem: str) -> None:
 
 
 async def test_no_function() -> None:
-    """A host that answers 404 to everything, and only such a one, is said to know no function."""
+    """Only if the host answers 404 to everything does the script say that it has no function."""
     async with serve(web.Application()) as url:
         code, out, _ = await run(url, "--wait", "0")
     assert 1 == code
-    assert "knows no function" in out
+    assert "has no function" in out
     assert "infra/package.py" in out
     async with serve(broker(health=says_nothing)) as url:
         _, out, _ = await run(url, "--wait", "0")
-    assert "knows no function" not in out
+    assert "has no function" not in out
 
 
 async def test_waits() -> None:
-    """A service that becomes ready while it is asked passes."""
+    """A service that becomes ready within the time passes."""
     asked = 0
 
     async def ready_at_last(_request: web.Request) -> web.Response:
@@ -158,8 +158,8 @@ async def test_waits() -> None:
     assert (0, 2) == (code, asked)
 
 
-async def test_nobody_there() -> None:
-    """No answer at all is a failure, not a traceback."""
+async def test_no_answer() -> None:
+    """If no answer comes, the script fails without a traceback."""
     async with serve(web.Application()) as url:
         pass
     code, out, err = await run(url, "--wait", "0")
@@ -171,7 +171,7 @@ async def test_nobody_there() -> None:
     "url", ["http://func.example.com", "https://func.example.com/api", "func.example.com"]
 )
 async def test_wrong_url(url: str) -> None:
-    """The URL is https, and without a path."""
+    """The URL must be https, and have no path."""
     code, _, err = await run(url)
     assert 2 == code
-    assert "the URL is" in err
+    assert "the URL must" in err

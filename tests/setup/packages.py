@@ -1,4 +1,4 @@
-"""An index of packages without content: it stands in for the real one when locks are resolved."""
+"""A package index for resolving locks, whose packages have metadata but no content."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ class Pin:
 
 
 def pinned_here(lock: str) -> set[Pin]:
-    """Return what a lock wants installed by this Python on this computer."""
+    """Return the packages of a lock for this Python on this computer."""
     requirements = [Requirement(match["requirement"]) for match in LOCKED.finditer(lock)]
     return {_pin(each) for each in requirements if each.marker is None or each.marker.evaluate()}
 
 
 def without_extras(lock: str) -> str:
-    """Return the lock with `coverage==1` in place of `coverage[toml]==1`."""
+    """Return the lock with `coverage==1` instead of `coverage[toml]==1`."""
     return re.sub(r"^([\w.-]+)\[[\w.,-]+\]==", r"\1==", lock, flags=re.MULTILINE)
 
 
 class Index:
-    """Pinned packages at their version and at a newer one: their authors' next release.
+    """Pinned packages, each at its pinned version and at a newer one, as if it had a new release.
 
-    Each wants what the installed package wants, so that pip has the same to resolve.
+    Each requires what the installed package requires, so that pip resolves the same dependencies.
     """
 
     def __init__(self, folder: Path, pins: set[Pin]) -> None:
@@ -53,7 +53,7 @@ class Index:
             _write_wheel(folder, pin.name, f"{Version(pin.version).base_version}.1")
 
     def lock_with_its_hashes(self, lock: str) -> str:
-        """Return the lock with the hashes of this index, and all else as it was."""
+        """Return the lock with the hashes of this index's packages."""
 
         def exchanged(match: re.Match[str]) -> str:
             hashed = self._hashes.get(_pin(Requirement(match["requirement"])))

@@ -26,14 +26,14 @@ each_lock = pytest.mark.parametrize("lock", LOCKS.values(), ids=LOCKS)
 
 @pytest.fixture(scope="session")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
-    """Everything that the locks pin for this Python."""
+    """An index of everything that the locks pin for this Python."""
     pins = set[Pin].union(*map(pinned_here, LOCKS.values()))
     return Index(tmp_path_factory.mktemp("index"), pins)
 
 
 @pytest.fixture
 def resolve(index: Index, tmp_path: Path) -> Resolve:
-    """Return a function that lets a pip resolve a lock against the index, and nothing else."""
+    """Return a function that resolves a lock with a version of pip, from the index only."""
 
     def run(pip: str, lock: str) -> subprocess.CompletedProcess[str]:
         assert (PIPS / pip).is_dir(), "This pip is missing: run `make packages`."
@@ -42,7 +42,7 @@ def resolve(index: Index, tmp_path: Path) -> Resolve:
         command += ["--ignore-installed", "--no-index", "--find-links", str(index.folder)]
         command += ["--no-cache-dir", "--disable-pip-version-check", "--root-user-action=ignore"]
         command += ["--require-hashes", "--requirement", "lock.txt", "--report", "report.json"]
-        # A configuration on this computer might name other indexes.
+        # This computer's configuration might name other indexes.
         env = {**os.environ, "PYTHONPATH": str(PIPS / pip), "PIP_CONFIG_FILE": os.devnull}
         return subprocess.run(  # noqa: S603 - pip, with fixed arguments
             command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
@@ -53,7 +53,7 @@ def resolve(index: Index, tmp_path: Path) -> Resolve:
 
 @each_lock
 def test_installed(lock: str) -> None:
-    """The installed packages are those in the lock, so the index has the real requirements."""
+    """The lock's packages are installed, so the index has their real requirements."""
     pins = pinned_here(lock)
     assert pins
     assert pins == {Pin(pin.name, version(pin.name)) for pin in pins}
@@ -62,7 +62,7 @@ def test_installed(lock: str) -> None:
 @each_lock
 @pytest.mark.parametrize("pip", ["oldest-pip", "newest-pip"])
 def test_newer_releases(resolve: Resolve, tmp_path: Path, pip: str, lock: str) -> None:
-    """The lock can be installed, with the same versions, whatever is released later."""
+    """The lock gives the same versions after newer releases of its packages."""
     finished = resolve(pip, lock)
 
     assert 0 == finished.returncode, finished.stderr
@@ -73,7 +73,7 @@ def test_newer_releases(resolve: Resolve, tmp_path: Path, pip: str, lock: str) -
 
 @each_lock
 def test_without_extras(resolve: Resolve, lock: str) -> None:
-    """The older pip refuses a lock without its extras: the test above can fail."""
+    """The oldest pip refuses a lock without extras, so the test above can fail."""
     finished = resolve("oldest-pip", without_extras(lock))
 
     assert 0 != finished.returncode

@@ -1,7 +1,7 @@
-"""Azure, Entra and Graph as far as the scripts of infra/ see them, behind `az`.
+"""A stand-in for `az`, with as much of Azure, Entra and Graph as the scripts of infra/ use.
 
-What there is lies in the JSON file $FAKES/azure.json; each call goes to $FAKES/calls.jsonl.
-It answers as `--output` and `--query` of the scripts would have it, but evaluates no query.
+Its state is in $FAKES/azure.json, and it appends each call to $FAKES/calls.jsonl. Its answers are
+what `--output` and `--query` of the scripts would give, but it evaluates no query.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def filtered(text: str) -> tuple[str, str]:
 
 
 def shown(given: Any) -> None:
-    """Print as `--output` says: a line for each value, or JSON."""
+    """Print a line for each value, as `--output tsv` does."""
     if isinstance(given, str):
         given = [given]
     for row in given:
@@ -74,7 +74,7 @@ def shown(given: Any) -> None:
 
 
 def main(command: str, given: dict[str, Any]) -> None:  # noqa: C901, PLR0912, PLR0915 - a table
-    """Answer one call, and change what there is."""
+    """Answer one call, and change the state."""
     if not STATE["signed_in"]:
         refuse("Please run 'az login' to setup account.")
     match command:

@@ -1,6 +1,6 @@
-"""GitHub as far as the scripts of infra/ see it, behind the commands of its CLI.
+"""A stand-in for `gh`, with as much of GitHub as the scripts of infra/ use.
 
-What there is lies in the JSON file $FAKES/github.json; each call goes to $FAKES/calls.jsonl.
+Its state is in $FAKES/github.json, and it appends each call to $FAKES/calls.jsonl.
 """
 
 from __future__ import annotations
@@ -34,13 +34,18 @@ def environment(name: str) -> dict[str, Any]:
 
 
 def as_shown(given: dict[str, Any]) -> dict[str, Any]:
-    """Return an environment as GitHub shows it, from what it is set to."""
+    """Return an environment as GitHub shows it, given the settings that were written."""
     rules: list[dict[str, Any]] = []
     if given.get("reviewers"):
         reviewers = [{"type": r["type"], "reviewer": {"id": r["id"]}} for r in given["reviewers"]]
-        alone = given.get("prevent_self_review", False)
-        rule = {"type": "required_reviewers", "reviewers": reviewers, "prevent_self_review": alone}
-        rules.append(rule)
+        not_self = given.get("prevent_self_review", False)
+        rules.append(
+            {
+                "type": "required_reviewers",
+                "reviewers": reviewers,
+                "prevent_self_review": not_self,
+            }
+        )
     if given.get("wait_timer"):
         rules.append({"type": "wait_timer", "wait_timer": given["wait_timer"]})
     return {
@@ -77,7 +82,7 @@ def api(method: str, path: str, rest: list[str]) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Answer one call, and change what there is."""
+    """Answer one call, and change the state."""
     if STATE.get("refuses") in arguments:
         refuse("Validation Failed (HTTP 422)")
     where = arguments[arguments.index("--env") + 1] if "--env" in arguments else ""
