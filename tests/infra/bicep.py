@@ -1,7 +1,8 @@
-"""Works out what a Bicep template asks Azure for, without the compiler: names, scopes, properties.
+"""Evaluates Bicep templates without the compiler: the names, scopes and properties of resources.
 
-It knows as much of the language as the templates here use, and fails loudly on anything else. What
-only Azure knows, such as an identity's object id, is a `Later`: it can be passed on and compared.
+It supports only the parts of the language that the templates here use, and fails on anything else.
+Values that only Azure knows, such as an identity's object id, are a `Later`, which can be passed
+on and compared.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ TOKENS = re.compile(
     re.DOTALL,
 )
 ESCAPES = {"\\'": "'", "\\\\": "\\", "\\n": "\n", "\\$": "$"}
-# The higher, the closer.
+# Operators with higher numbers bind more tightly.
 BINDING = {
     "??": 1,
     "||": 2,
@@ -57,7 +58,7 @@ class FailError(Exception):
 
 
 class Later(str):
-    """What is known only when it is deployed, under the name of where it comes from."""
+    """A value that is known only after deployment; the string says where it comes from."""
 
     __slots__ = ()
 
@@ -66,14 +67,14 @@ class Later(str):
 
 
 class Token(NamedTuple):
-    """A piece of the text: its kind, and what it says."""
+    """A piece of the text: its kind and value."""
 
     kind: str
     value: Any
 
 
 class Scope:
-    """Names and what they stand for, worked out on first use."""
+    """Names and their values, which are evaluated on first use."""
 
     def __init__(self, outer: Scope | None = None, **values: Any) -> None:
         self.outer = outer
@@ -110,7 +111,7 @@ class Declaration:
 
 
 def tokens_of(text: str) -> list[Token]:
-    """Split a text into tokens; a string becomes a list of texts and expressions."""
+    """Split a text into tokens; a string literal becomes a list of strings and expressions."""
     found: list[Token] = []
     at = 0
     while at < len(text):
@@ -150,7 +151,7 @@ def _string(text: str, at: int) -> tuple[list[Any], int]:
 
 
 class Parser:
-    """Reads tokens into expressions and declarations."""
+    """Parses tokens into expressions and declarations."""
 
     def __init__(self, text: str) -> None:
         self.tokens = tokens_of(text)
@@ -174,7 +175,7 @@ class Parser:
             self.at += 1
 
     def after_lines(self, *marks: str) -> bool:
-        """Tell whether one of these comes next, on whatever line, and go there if so."""
+        """Return whether one of these marks is next, skipping line ends; if so, move to it."""
         ahead = 0
         while self.peek(ahead).kind == "newline":
             ahead += 1
@@ -412,12 +413,12 @@ def _constant(value: Any) -> Expression:
 
 
 def _text(parts: list[Any], scope: Scope) -> str:
-    said = [part if isinstance(part, str) else _said(part(scope)) for part in parts]
-    found = "".join(said)
-    return Later(found) if any(isinstance(part, Later) for part in said) else found
+    texts = [part if isinstance(part, str) else _as_text(part(scope)) for part in parts]
+    found = "".join(texts)
+    return Later(found) if any(isinstance(part, Later) for part in texts) else found
 
 
-def _said(value: Any) -> str:
+def _as_text(value: Any) -> str:
     if isinstance(value, str):
         return value
     return json.dumps(value, separators=(",", ":"))
@@ -496,7 +497,7 @@ def _contains(where: Any, what: Any) -> bool:
     return what in where
 
 
-# Those of Azure's functions that give the same everywhere.
+# Azure's functions whose results do not depend on the deployment.
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "concat": lambda *lists: list(chain(*lists)),
     "contains": _contains,
@@ -517,7 +518,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "range": lambda start, count: list(range(start, start + count)),
     "replace": str.replace,
     "split": str.split,
-    "string": _said,
+    "string": _as_text,
     "substring": lambda of, at, count: of[at : at + count],
     "toLower": str.lower,
     "trim": str.strip,
@@ -549,7 +550,7 @@ def built_in() -> Scope:
 
 @dataclass
 class Resource:
-    """A resource as Azure is asked for it."""
+    """A resource as the template declares it."""
 
     type: str
     body: dict[str, Any]
@@ -578,7 +579,7 @@ class Resource:
 
 
 class Deployment:
-    """A template with its parameters: what is asked of Azure, and what comes out."""
+    """A template with its parameters, its resources and its outputs."""
 
     def __init__(
         self, path: Path, parameters: dict[str, Any], *, now: str, within: str | None = None
@@ -674,7 +675,7 @@ class Deployment:
 
 
 def parameters_of(path: Path, environment: dict[str, str]) -> dict[str, Any]:
-    """Return what a parameter file gives, with these environment variables."""
+    """Return the parameters of a parameter file, with these environment variables."""
 
     def read(name: str, default: str | None = None) -> str:
         found = environment.get(name, default)

@@ -1,4 +1,4 @@
-// Parses KQL with Microsoft's own parser. Reads {"name": "query", ...} as JSON from stdin, and
+// Parses KQL with Microsoft's own parser. It reads {"name": "query", ...} as JSON from stdin, and
 // writes {"name": {"problems": ["..."], "columns": ["..."]}, ...}.
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -8,7 +8,7 @@ require("@kusto/language-service-next/bridge.min.js");
 require("@kusto/language-service-next/Kusto.Language.Bridge.min.js");
 const { GlobalState, KustoCode, Symbols } = globalThis.Kusto.Language;
 
-// The tables and columns that may be used, as Azure Monitor documents them.
+// The tables and columns that queries may use, as Azure Monitor documents them.
 // https://learn.microsoft.com/azure/azure-monitor/reference/tables-index
 const TABLES = {
   AppTraces: "(TimeGenerated:datetime, AppRoleName:string, Message:string, OperationId:string, _ResourceId:string)",

@@ -13,7 +13,7 @@ PRICES = " ".join((ROOT / "docs/deploy.md").read_text().split())
 UNITS = {"M": "minutes", "H": "hours", "D": "days"}
 
 # https://learn.microsoft.com/azure/azure-monitor/app/availability#location-population-tags
-PLACES = set(
+LOCATIONS = set(
     "apac-hk-hkn-azr apac-jp-kaw-edge apac-sg-sin-azr emea-au-syd-edge emea-ch-zrh-edge"
     " emea-fr-pra-edge emea-gb-db3-azr emea-nl-ams-azr emea-ru-msa-edge emea-se-sto-edge"
     " latam-br-gru-edge us-ca-sjc-azr us-fl-mia-edge us-il-ch1-azr us-tx-sn1-azr"
@@ -30,7 +30,7 @@ ONCE_A_DAY = {"prune-failed", "mappings-damaged", "ingestion-capped"}
 
 
 def blocks(variable: str) -> list[dict[str, str]]:
-    """Return the rules in one of the variables: their plain members as they are written."""
+    """Return the rules in one of the variables, with their simple members as written."""
     body = re.search(rf"^var {variable} = \[\n(.*?)^\]", ALERTS, re.MULTILINE | re.DOTALL)
     assert body
     rules = re.findall(r"^  \{\n(.*?)^  \}", body[1], re.MULTILINE | re.DOTALL)
@@ -38,7 +38,7 @@ def blocks(variable: str) -> list[dict[str, str]]:
 
 
 def listed(variable: str, member: str) -> list[list[str]]:
-    """Return a member of each rule that is a list of texts."""
+    """Return a member of each rule that is a list of strings."""
     body = re.search(rf"^var {variable} = \[\n(.*?)^\]", ALERTS, re.MULTILINE | re.DOTALL)
     assert body
     return [
@@ -58,20 +58,20 @@ RULES = {rule["name"]: rule for rule in blocks("rules")}
 
 
 class TestLogs:
-    """Rules that ask the workspace."""
+    """Rules that query the workspace."""
 
     @pytest.mark.parametrize("name", RULES)
     def test_no_gap(self, name: str) -> None:
-        """Nothing happens between two looks."""
+        """A rule's windows leave no gap between two evaluations."""
         assert duration(RULES[name]["every"]) <= duration(RULES[name]["window"])
 
     @pytest.mark.parametrize("name", sorted(ONCE_A_DAY))
-    def test_until_breakfast(self, name: str) -> None:
-        """What happens once in a night fires until the next one."""
+    def test_all_day(self, name: str) -> None:
+        """An alert on what happens once a night fires until the next night."""
         assert timedelta(days=1) == duration(RULES[name]["window"])
 
     def test_new_environment(self) -> None:
-        """A missing run is asked for over longer than it may take, of an old app or a dead one."""
+        """The alert for a missing run looks at 36 hours, of an app that has logged for longer."""
         query = (ROOT / "infra/queries/alert-prune-missing.kql").read_text()
         hours = [int(found) for found in re.findall(r"ago\((\d+)h\)", query)]
         assert [36, 36] == hours
@@ -79,53 +79,53 @@ class TestLogs:
         assert "overrideQueryTimeRange: rule.name == 'prune-missing' ? 'P2D' : null" in ALERTS
 
     def test_near_cap(self) -> None:
-        """The warning comes at 80 % of the cap: gigabytes there, megabytes in the table."""
+        """The warning comes at 80 % of the cap, which is in GB, while the table has MB."""
         assert RULES["ingestion-near-cap"]["above"] == "800 * dailyQuotaGb // 80 %, in MB."
 
 
 class TestNoLogs:
-    """Rules that ring when the workspace is silent."""
+    """Rules that need no logs."""
 
     def test_metrics(self) -> None:
-        """Each metric and its dimension are ones that Azure documents for the resource."""
+        """Azure documents each metric and its dimension for the resource."""
         rules = blocks("metricRules")
         assert {"table-failing", "acs-failing"} == {rule["name"] for rule in rules}
         for rule in rules:
             assert METRICS[rule["namespace"]] == (rule["metric"], rule["dimension"])
 
     def test_operations(self) -> None:
-        """Each operation on the ACS resource is one that Azure lists, and none is left out."""
+        """The operations on the ACS resource are those that Azure lists."""
         named = [name for names in listed("activityRules", "operations") for name in names]
         assert sorted(ACS_OPERATIONS) == sorted(named)
 
     def test_path(self) -> None:
-        """The availability test asks for a route that there is and that touches nothing."""
+        """The availability test calls a route that exists and changes nothing."""
         assert "RequestUrl: '${appUrl}/api/health'" in ALERTS
         assert '@app.route(route="health")' in (ROOT / "function_app.py").read_text()
 
-    def test_places(self) -> None:
-        """It asks from five places that there are, as Microsoft advises at least."""
+    def test_locations(self) -> None:
+        """It runs from five of Azure's locations, the minimum that Microsoft advises."""
         default = re.search(
             r"^param availabilityTestLocations .*?^\]", MAIN, re.MULTILINE | re.DOTALL
         )
         assert default
-        places = re.findall(r"^  '([\w-]+)'", default[0], re.MULTILINE)
-        assert len(places) == 5
-        assert set(places) <= PLACES
+        locations = re.findall(r"^  '([\w-]+)'", default[0], re.MULTILINE)
+        assert len(locations) == 5
+        assert set(locations) <= LOCATIONS
 
     def test_not_by_http_metrics(self) -> None:
-        """Flex Consumption emits no metrics of HTTP answers: a rule on one would never fire."""
+        """Flex Consumption has no metrics of HTTP answers: a rule on one would never fire."""
         assert not re.search(r"Http\dxx|'Requests'|HttpResponseTime", ALERTS)
 
 
-def test_somebody_is_told() -> None:
-    """Every kind of alert goes to the action group."""
+def test_action_group() -> None:
+    """Every kind of alert notifies the action group."""
     kinds = re.findall(r"'Microsoft\.Insights/(\w*[aA]lerts|scheduledQueryRules)@", ALERTS)
     assert 4 == len(kinds) == ALERTS.count("actionGroup.id }]") + ALERTS.count("[actionGroup.id]")
 
 
 def test_prices() -> None:
-    """The deployment page counts the rules as they are."""
+    """The deployment page has the right numbers of rules."""
     often = sum(rule["every"] == "PT5M" for rule in RULES.values())
     series = 1 + sum(len(values) for values in listed("metricRules", "values"))
     assert (5, 8) == (often, len(RULES) - often)

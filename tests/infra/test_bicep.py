@@ -22,12 +22,12 @@ ROLES = {
     "Storage Blob Data Owner": "b7e6dc6d-f1e8-4753-8033-0f276bb0955b",
     "Storage Table Data Contributor": "0a9a7e1f-b9d0-4cc4-a60d-0319b160aaa3",
 }
-# Microsoft Graph and its permission User.Read, which test_entra_bicep.py looks at.
+# Microsoft Graph and its permission User.Read, which test_entra_bicep.py checks.
 MICROSOFT_GRAPH = {
     "00000003-0000-0000-c000-000000000000",
     "e1fe6dd8-ba31-4d61-89e7-88639da4683d",
 }
-# What the Functions host and its Application Insights read.
+# The settings that the Functions host and its Application Insights read.
 HOST_SETTINGS = {
     "APPLICATIONINSIGHTS_AUTHENTICATION_STRING",
     "APPLICATIONINSIGHTS_CONNECTION_STRING",
@@ -36,7 +36,7 @@ HOST_SETTINGS = {
     "AzureWebJobsStorage__credential",
     "FUNCTIONS_REQUEST_BODY_SIZE_LIMIT",
 }
-# The broker's settings with values in the form that Azure and the parameters' defaults give them.
+# The broker's settings, with values like those of the parameters' defaults and of Azure.
 SETTINGS_IN_AZURE = {
     "ENTRA_CLIENT_ID": "11111111-1111-4111-8111-111111111111",
     "ENTRA_TENANT_IDS": "22222222-2222-4222-8222-222222222222,33333333-3333-4333-8333-333333333333",
@@ -80,7 +80,7 @@ def settings_of(variable: str) -> set[str]:
 
 
 def settings_in_the_code() -> tuple[set[str], set[str]]:
-    """Return the settings that the code knows, and those that it requires in Azure."""
+    """Return the settings that the code reads, and those that it requires in Azure."""
     known: set[str] = set()
     required: set[str] = set()
     tree = ast.parse((ROOT / "shared/settings.py").read_text())
@@ -114,34 +114,34 @@ class TestSettings:
         assert set() == required - settings_of("brokerSettings")
 
     def test_known(self) -> None:
-        """No setting is set that nothing reads."""
+        """Every setting that is set is read by the broker or the host."""
         known, _ = settings_in_the_code()
         assert set() == settings_of("brokerSettings") - known
         assert HOST_SETTINGS == settings_of("hostSettings")
 
     def test_good_together(self) -> None:
-        """What the Bicep sets makes settings that the code serves from."""
+        """The code accepts the settings that the Bicep sets."""
         assert set(SETTINGS_IN_AZURE) == settings_of("brokerSettings")
         settings = Settings.from_env(SETTINGS_IN_AZURE)
         assert settings.acs.access_key is None
         assert settings.mappings.connection_string is None
 
     def test_tables(self) -> None:
-        """The Bicep makes the tables that the code opens."""
+        """The Bicep creates the tables that the code uses."""
         assert "tableNames: [mappingsTable, '${mappingsTable}Orphans']" in BICEP["main.bicep"]
         assert 'f"{settings.table}Orphans"' in (ROOT / "shared/services.py").read_text()
 
     @pytest.mark.parametrize("forbidden", FORBIDDEN_ON_FLEX)
     def test_forbidden(self, forbidden: str) -> None:
-        """Nothing is set that Flex Consumption refuses or ignores."""
+        """The app sets nothing that Flex Consumption refuses or ignores."""
         assert forbidden not in APP
 
 
 class TestKeyless:
-    """Nothing that opens anything is ever set, shown or passed on."""
+    """No template reads, sets or outputs a secret."""
 
     def test_no_secret(self) -> None:
-        """No template reads a key, and the one connection string opens nothing by itself."""
+        """No template reads a key, and the only connection string is Application Insights'."""
         text = "".join(BICEP.values())
         assert not re.search(
             r"\blist[A-Z]\w*\(|AccountKey|\w+Key\b\s*:\s*\w+\.|primaryKey|@secure", text
@@ -176,15 +176,15 @@ class TestKeyless:
         ],
     )
     def test_closed(self, file: str, line: str) -> None:
-        """Azure's lists of values are open: what is misspelt would be taken in silence."""
+        """The lines are spelt exactly, since Azure silently accepts some misspelt values."""
         assert line in BICEP[file]
 
 
 class TestRoles:
-    """Roles are given to the managed identity, next to what they open, and by their right ids."""
+    """Roles are assigned by the right ids."""
 
     def test_pinned(self) -> None:
-        """Every role is one of these, under its own name."""
+        """Every role is one of these, and a comment names it."""
         text = "\n".join(BICEP.values())
         for name, role_id in ROLES.items():
             assert re.search(rf"// {name}\b[^']*?var \w+ = '{role_id}'", text), name
@@ -192,7 +192,7 @@ class TestRoles:
         assert set(ROLES.values()) == guids - MICROSOFT_GRAPH
 
     def test_deployer(self) -> None:
-        """The deployer that documents and scripts make may give these roles and no others."""
+        """The documents and scripts allow a deployer to assign these roles and no others."""
         page = (ROOT / "docs/deploy.md").read_text()
         texts = [page, *(path.read_text() for path in INFRA.glob("*.sh"))]
         allowed = [
@@ -205,7 +205,7 @@ class TestRoles:
 
 
 class TestParameters:
-    """Parameters say what they are, and parameter files name only real ones."""
+    """Parameters have descriptions, and parameter files name only real ones."""
 
     @pytest.mark.parametrize("file", BICEP)
     def test_described(self, file: str) -> None:
@@ -229,7 +229,7 @@ class TestParameters:
 
     @pytest.mark.parametrize("path", PARAMETER_FILES, ids=lambda path: path.name)
     def test_files(self, path: Path) -> None:
-        """A file names each parameter once, only those there are, and all that have no default."""
+        """A file sets each parameter at most once, only real ones, and all without a default."""
         text = path.read_text()
         using = re.search(r"^using '([\w.-]+)'$", text, re.MULTILINE)
         assert using
@@ -245,15 +245,15 @@ class TestParameters:
         assert set() == required - set(named)
 
     def test_security_page(self) -> None:
-        """What the security page says to turn on can be turned on."""
+        """The parameters that the security page says to set exist."""
         page = (ROOT / "docs/security.md").read_text()
         declared = set(re.findall(r"^param (\w+) ", BICEP["main.bicep"], re.MULTILINE))
         named = set(re.findall(r"`(\w+)=", page))
         assert {"access", "privateApp", "privateLogs", "existingSubnets", "logTableReads"} <= named
         assert set() == named - declared
 
-    def test_some_file(self) -> None:
-        """There are several environments."""
+    def test_several_files(self) -> None:
+        """There is more than one parameter file."""
         assert len(PARAMETER_FILES) > 1
 
 

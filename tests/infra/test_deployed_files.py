@@ -17,7 +17,7 @@ FUNCIGNORE = (ROOT / ".funcignore").read_text()
 DEPLOYED_FOLDER = "shared"
 DEPLOYED_FILES = {"function_app.py", "host.json", "requirements.txt"}
 
-# What a clone holds after a while, beside what git gave it.
+# Files that a clone has after a while, in addition to those from git.
 LEFTOVERS = """
     .DS_Store
     .azure/prod/.env
@@ -55,7 +55,7 @@ LEFTOVERS = """
     shared/deeper/__pycache__/http.cpython-313.pyc
 """.split()
 
-# What Core Tools' own tests read and expect:
+# From Core Tools' own tests:
 # https://github.com/Azure/azure-functions-core-tools/blob/3ee97a6/test/Cli/Func.UnitTests/ParserTests/GitIgnoreParserTests.cs
 MIXED = """# A comment
 node_modules
@@ -84,7 +84,7 @@ MODULES = "bin/\n**/bin/\n!Modules/**\nobj\n"
 
 
 def fresh_clone() -> list[str]:
-    """Return the files of this folder that git does not ignore: in a fresh clone, all of them."""
+    """Return the files of this folder that git does not ignore, as in a fresh clone."""
     lines = [".git", *(ROOT / ".gitignore").read_text().splitlines()]
     ignored = pathspec.GitIgnoreSpec.from_lines(lines)
     files: list[str] = []
@@ -96,31 +96,31 @@ def fresh_clone() -> list[str]:
 
 
 def core_tools(paths: list[str]) -> set[str]:
-    """Return what `func azure functionapp publish` takes along."""
+    """Return the files that `func azure functionapp publish` deploys."""
     ignored = FuncIgnore(FUNCIGNORE)
     return {path for path in paths if not ignored.ignores(path)}
 
 
 def azd(paths: list[str]) -> set[str]:
-    """Return what `azd deploy` takes along, which reads .funcignore as gitignore."""
+    """Return the files that `azd deploy` deploys: it reads .funcignore as gitignore."""
     ignored = pathspec.GitIgnoreSpec.from_lines(FUNCIGNORE.splitlines())
     return {path for path in paths if not ignored.match_file(path)}
 
 
-@pytest.mark.parametrize("taken_along", [core_tools, azd])
+@pytest.mark.parametrize("deployed_by", [core_tools, azd])
 @pytest.mark.parametrize("leftovers", [[], LEFTOVERS], ids=["fresh", "used"])
-def test_deployed(taken_along: Callable[[list[str]], set[str]], leftovers: list[str]) -> None:
-    """What runs in Azure is deployed and nothing else, from a fresh clone and from a used one."""
+def test_deployed(deployed_by: Callable[[list[str]], set[str]], leftovers: list[str]) -> None:
+    """Only what runs in Azure is deployed, from a fresh clone and from a used one."""
     fresh = fresh_clone()
     sources = {path for path in fresh if path.startswith(f"{DEPLOYED_FOLDER}/")}
     assert DEPLOYED_FILES < set(fresh)
     assert f"{DEPLOYED_FOLDER}/http.py" in sources
-    assert DEPLOYED_FILES | sources == taken_along([*fresh, *leftovers])
+    assert DEPLOYED_FILES | sources == deployed_by([*fresh, *leftovers])
 
 
 @pytest.mark.parametrize("path", ["backup/IdentityMappings.jsonl", "dev.env", "prod.env"])
 def test_not_committed(path: str) -> None:
-    """People's identities, and the values of an environment, do not get into git by `git add .`."""
+    """`git add .` does not add people's identities, or the variables of an environment."""
     ignored = pathspec.GitIgnoreSpec.from_lines((ROOT / ".gitignore").read_text().splitlines())
     assert ignored.match_file(path)
 
@@ -158,7 +158,7 @@ class TestCoreTools:
         ],
     )
     def test_as_core_tools_test_it(self, lines: str, path: str, ignored: bool) -> None:
-        """Core Tools' own tests would pass."""
+        """The stand-in passes Core Tools' own tests."""
         assert ignored is FuncIgnore(lines).ignores(path)
 
     @pytest.mark.parametrize(
@@ -167,12 +167,12 @@ class TestCoreTools:
             pytest.param("__pycache__/", "shared/__pycache__/a.pyc", False, id="root only"),
             pytest.param("**/__pycache__", "shared/__pycache__/a.pyc", True, id="any folder"),
             pytest.param("**/__pycache__", "__pycache__/a.pyc", False, id="not the root"),
-            pytest.param(".venv*/", ".venv-3.13/bin/python", True, id="star is something"),
-            pytest.param(".venv*/", ".venv/bin/python", False, id="star is not nothing"),
-            pytest.param("local", "local.settings.json", True, id="a name goes on after a word"),
-            pytest.param("local", "locale/en.json", False, id="a word goes on"),
+            pytest.param(".venv*/", ".venv-3.13/bin/python", True, id="star matches characters"),
+            pytest.param(".venv*/", ".venv/bin/python", False, id="star needs a character"),
+            pytest.param("local", "local.settings.json", True, id="word and more"),
+            pytest.param("local", "locale/en.json", False, id="longer word"),
         ],
     )
     def test_unlike_gitignore(self, line: str, path: str, ignored: bool) -> None:
-        """What a line means to Core Tools, and would not to git."""
+        """Core Tools reads some lines differently from git."""
         assert ignored is FuncIgnore(line).ignores(path)

@@ -26,7 +26,7 @@ PARAMETER_FILES = [
     path for path in INFRA.glob("*.bicepparam") if "using 'main.bicep'" in path.read_text()
 ]
 APPLICATION_ID_URI = "api://contoso.com/acs-token-broker"
-# What has no default.
+# The variables without a default.
 REQUIRED = {
     "AZURE_ENV_NAME": "dev",
     "AZURE_LOCATION": "swedencentral",
@@ -42,8 +42,8 @@ FILES = {
 LOCK = "Microsoft.Authorization/locks"
 ROLE = "Microsoft.Authorization/roleAssignments"
 DIAGNOSTICS = "Microsoft.Insights/diagnosticSettings"
-# The role, and the kind of resource that it is given on.
-GIVEN = {
+# For each role, the type of resource on which it is assigned.
+ASSIGNED_ON = {
     "09976791-48a7-449e-bb21-39d1a415f350": "Microsoft.Communication/communicationServices",
     "3913510d-42f4-4e42-8a64-420c390055eb": "Microsoft.Insights/components",
     "b7e6dc6d-f1e8-4753-8033-0f276bb0955b": "Microsoft.Storage/storageAccounts",
@@ -57,12 +57,12 @@ GIVEN = {
 
 
 def deploy(file: str = "main", *, now: str = "2026-12-24", **changes: Any) -> Deployment:
-    """Work out the deployment of a parameter file, with some parameters changed."""
+    """Evaluate the deployment of a parameter file, with some parameters changed."""
     return Deployment(INFRA / "main.bicep", FILES[file] | changes, now=now)
 
 
 def asked(deployment: Deployment) -> dict[str, dict[str, Any]]:
-    """Return what is asked for, by resource id."""
+    """Return the bodies of the resources by id."""
     found = {resource.id.lower(): resource.body for resource in deployment.resources}
     assert len(found) == len(deployment.resources), "two resources have one id"
     return found
@@ -73,7 +73,7 @@ def of_type(deployment: Deployment, kind: str) -> list[Resource]:
 
 
 def the(deployment: Deployment, kind: str, name: str = "") -> Resource:
-    """Return the one resource of a type, or the one whose name has this in it."""
+    """Return the one resource of a type, or the one whose name contains this."""
     [found] = [it for it in of_type(deployment, kind) if name in it["name"]]
     return found
 
@@ -84,7 +84,7 @@ def site(deployment: Deployment) -> dict[str, Any]:
 
 
 def kind_of(resource_id: str) -> str:
-    """Return the type of the resource that an id names."""
+    """Return the type of the resource that has an id."""
     provider, *rest = resource_id.rpartition("/providers/")[2].split("/")
     return "/".join([provider, *rest[::2]])
 
@@ -93,16 +93,16 @@ each_file = pytest.mark.parametrize("file", FILES)
 
 
 class TestAgain:
-    """The same environment once more."""
+    """The same environment is deployed again."""
 
     @each_file
     def test_later(self, file: str) -> None:
-        """Nothing depends on the day: the next month's deployment changes nothing."""
+        """Nothing depends on the date: a deployment in the next month changes nothing."""
         first, later = deploy(file, now="2026-12-24"), deploy(file, now="2027-01-02")
         assert asked(first) == asked(later)
 
     def test_the_clock(self, tmp_path: Path) -> None:
-        """The comparison above notices a clock, wherever a template hides it."""
+        """The comparison above detects a template that uses the clock."""
         clock = tmp_path / "clock.bicep"
         clock.write_text(
             "param month string = utcNow('yyyy-MM')\n"
@@ -117,13 +117,13 @@ class TestAgain:
 
     @each_file
     def test_spelling(self, file: str) -> None:
-        """Another spelling of the region is the same environment, not a second one beside it."""
+        """Another spelling of the region gives the same environment, not a second one."""
         spelt = deploy(file, location="Sweden Central")
         assert asked(deploy(file)).keys() == asked(spelt).keys()
 
 
-class TestBeside:
-    """A second environment in the same subscription."""
+class TestSecondEnvironment:
+    """Two environments in the same subscription."""
 
     @each_file
     def test_apart(self, file: str) -> None:
@@ -139,7 +139,7 @@ class TestBeside:
             assert set() == names[0] & names[1]
 
     def test_shared(self) -> None:
-        """On one ACS resource, the roles and settings of two brokers have their own names."""
+        """On a shared ACS resource, the role assignments and settings have different names."""
         shared = {"communicationServiceId": ACS, "logAnalyticsWorkspaceId": WORKSPACE}
         one, other = deploy(**shared), deploy(environmentName="second", **shared)
         assert set() == asked(one).keys() & asked(other).keys()
@@ -148,7 +148,7 @@ class TestBeside:
         assert "/resourceGroups/platform/" in one.outputs["LOG_ANALYTICS_WORKSPACE_ID"]
 
     def test_where_azure_policy_sends_logs(self) -> None:
-        """Without diagnostic settings, no log of a resource is sent a second time."""
+        """With diagnostics=false, no resource gets a diagnostic setting."""
         assert 3 == len(of_type(deploy(), DIAGNOSTICS))
         assert 4 == len(of_type(deploy(logFunctionApp=True), DIAGNOSTICS))
         none = deploy(diagnostics=False, logFunctionApp=True, logTableReads=True)
@@ -156,27 +156,27 @@ class TestBeside:
 
     @pytest.mark.parametrize("name", ["my_env", "dev.1", "dév", "a b", "Dev", "entra"])
     def test_name(self, name: str) -> None:
-        """A name that Azure would refuse for some resource, or that is taken, is refused first."""
+        """A name that Azure would refuse for a resource, or a reserved one, is refused early."""
         with pytest.raises(FailError, match="environmentName"):
             deploy(environmentName=name)
 
     @pytest.mark.parametrize("name", ["dev", "prod-2", "x1"])
     def test_good_name(self, name: str) -> None:
-        """Letters, digits and hyphens make names that Azure takes."""
+        """From letters, digits and hyphens, storage accounts get valid names."""
         accounts = of_type(deploy(environmentName=name), "Microsoft.Storage/storageAccounts")
         assert all(re.fullmatch("[a-z0-9]{3,24}", account["name"]) for account in accounts)
 
 
 class TestVariables:
-    """What the parameter files make of the environment variables."""
+    """How the parameter files read environment variables."""
 
     @each_file
     @pytest.mark.parametrize("name", REQUIRED)
     def test_required(self, file: str, name: str) -> None:
-        """What a default would get wrong has none: region, name of the environment, registration.
+        """Region, environment's name and registration have no default.
 
-        Some subscriptions are let into none of the usual regions; a deployment is named after the
-        same variable as the environment; and the URI is whatever the registration has.
+        Some subscriptions cannot use the usual regions; the deployment's name comes from the same
+        variable as the environment's; and the URI is the one that the registration has.
         """
         given = {key: value for key, value in REQUIRED.items() if key != name}
         with pytest.raises(FailError, match=name):
@@ -184,7 +184,7 @@ class TestVariables:
 
     @each_file
     def test_environment(self, file: str) -> None:
-        """A file serves an environment of any name."""
+        """A file works for an environment of any name."""
         given = parameters_of(
             INFRA / f"{file}.bicepparam", REQUIRED | {"AZURE_ENV_NAME": "staging"}
         )
@@ -192,7 +192,7 @@ class TestVariables:
 
     @each_file
     def test_lists(self, file: str) -> None:
-        """Spaces beside the commas of a list belong to no item, and nothing is no item."""
+        """Spaces around commas are removed from a list's items, and empty items are left out."""
         lists = {
             "ALERT_EMAILS": " ops@contoso.com , ada@contoso.com",
             "ALLOWED_ORIGINS": "https://app.contoso.com, http://localhost:5173,",
@@ -204,7 +204,7 @@ class TestVariables:
         assert [] == given["entraTenantIds"]
 
     def test_application_id_uri(self) -> None:
-        """Callers ask for a scope of the registration's own URI, and their tokens are for it."""
+        """The scope to ask for, and the accepted audience, have the registration's own URI."""
         made = deploy()
         assert f"{APPLICATION_ID_URI}/access_as_user" == made.outputs["CLIENT_SCOPE"]
         settings = {it["name"]: it["value"] for it in site(made)["siteConfig"]["appSettings"]}
@@ -212,10 +212,10 @@ class TestVariables:
 
 
 class TestBudget:
-    """Mail before the resource group costs too much."""
+    """The budget sends mail before the resource group costs too much."""
 
-    def test_tells(self) -> None:
-        """It begins on the first of the given month, and tells the action group."""
+    def test_notifies(self) -> None:
+        """It begins on the first of the given month, and notifies the action group."""
         made = deploy()
         properties = the(made, "Microsoft.Consumption/budgets")["properties"]
         assert "2026-12-01T00:00:00Z" == properties["timePeriod"]["startDate"]
@@ -225,36 +225,36 @@ class TestBudget:
         assert {80, 100} == {it["threshold"] for it in properties["notifications"].values()}
 
     @pytest.mark.parametrize("changes", [{"alertEmails": []}, {"monthlyBudget": None}])
-    def test_nobody_to_tell(self, changes: dict[str, Any]) -> None:
-        """There is none where nobody would hear of it, or nobody asked."""
+    def test_none(self, changes: dict[str, Any]) -> None:
+        """There is no budget if nobody would get its mails, or none is asked for."""
         assert [] == of_type(deploy(**changes), "Microsoft.Consumption/budgets")
 
     def test_not_asked_for(self) -> None:
-        """Without the month in the environment, the parameter files ask for none."""
+        """Without the variable for the month, the parameter files ask for no budget."""
         for path in PARAMETER_FILES:
             assert parameters_of(path, REQUIRED)["monthlyBudget"] is None
 
 
 class TestStorage:
-    """Three accounts, each for one thing."""
+    """Three storage accounts, each for one purpose."""
 
     @each_file
     def test_roles(self, file: str) -> None:
-        """Each role is given on what it is for and nothing above, to the identity for it."""
+        """Each role is assigned on the smallest resource that needs it, to the right identity."""
         made = deploy(file)
         seen = []
         for assignment in of_type(made, ROLE):
             properties = assignment["properties"]
             role = properties["roleDefinitionId"].rpartition("/")[2]
             seen.append(role)
-            assert GIVEN[role] == kind_of(assignment.container), assignment.id
+            assert ASSIGNED_ON[role] == kind_of(assignment.container), assignment.id
             assert "ServicePrincipal" == properties["principalType"]
             is_for_package = "/id-package-" in properties["principalId"]
             assert is_for_package == ("ba92f5b4" in role)
-        assert sorted([*GIVEN, "0a9a7e1f-b9d0-4cc4-a60d-0319b160aaa3"]) == sorted(seen)
+        assert sorted([*ASSIGNED_ON, "0a9a7e1f-b9d0-4cc4-a60d-0319b160aaa3"]) == sorted(seen)
 
     def test_apart(self) -> None:
-        """The app's identity has no role on the code, and the host's none on the mappings."""
+        """The app's identity has no role on the package, and the package's none on the mappings."""
         made = deploy()
         on = {
             assignment.container.partition("/storageAccounts/")[2].partition("/")[0]: (
@@ -270,7 +270,7 @@ class TestStorage:
         assert on[host] == on[mappings] != on[package]
 
     def test_used(self) -> None:
-        """The app uses each account for its own purpose, as the identity that may."""
+        """The app uses each account for its purpose, with the identity that has the role."""
         made = deploy()
         properties = site(made)
         settings = {it["name"]: it["value"] for it in properties["siteConfig"]["appSettings"]}
@@ -291,7 +291,7 @@ class TestStorage:
 
     @each_file
     def test_closed(self, file: str) -> None:
-        """No account takes a key or lets anybody in without signing in."""
+        """No account accepts a key or anonymous access."""
         for account in of_type(deploy(file), "Microsoft.Storage/storageAccounts"):
             properties = account["properties"]
             assert not properties["allowSharedKeyAccess"]
@@ -299,7 +299,7 @@ class TestStorage:
             assert not properties["allowCrossTenantReplication"]
 
     def test_changed_code_is_noticed(self) -> None:
-        """What was the package is kept, and each change of it is logged."""
+        """Earlier packages are kept, and each write to the package is logged."""
         made = deploy()
         blobs = the(made, "Microsoft.Storage/storageAccounts/blobServices")["properties"]
         assert blobs["isVersioningEnabled"]
@@ -311,8 +311,8 @@ class TestStorage:
         ]
         assert {"StorageWrite", "StorageDelete"} == {it["category"] for it in logs if it["enabled"]}
 
-    def test_changed_code_is_told(self) -> None:
-        """An alert reads that log, of this account alone; without the log there is none."""
+    def test_changed_code_raises_an_alert(self) -> None:
+        """An alert reads the log of this account only; without the log there is no alert."""
         made = deploy()
         [criterion] = the(made, "Microsoft.Insights/scheduledQueryRules", "package-written")[
             "properties"
@@ -334,7 +334,7 @@ class TestStorage:
         assert {"StorageWrite", "StorageDelete"} | ({"StorageRead"} if reads else set()) == logged
 
     def test_zones(self) -> None:
-        """The app is not spread over zones ahead of its storage, nor is storage changed with it."""
+        """Spreading the app over zones requires zone-redundant storage, and does not change it."""
         with pytest.raises(FailError, match="storageSku"):
             deploy(zoneRedundant=True)
         before = deploy(storageSku="Standard_ZRS")
@@ -347,7 +347,7 @@ class TestStorage:
 
 
 class TestLocks:
-    """What cannot be deleted by mistake."""
+    """Locks against deletion by mistake."""
 
     @pytest.mark.parametrize(
         ("changes", "locked"),
@@ -365,13 +365,13 @@ class TestLocks:
         ],
     )
     def test_locked(self, changes: dict[str, Any], locked: set[str]) -> None:
-        """A new ACS resource is locked unless told otherwise, the mappings on request."""
+        """A new ACS resource is locked by default, and the mappings on request."""
         locks = of_type(deploy(**changes), LOCK)
         assert locked == {kind_of(lock.container) for lock in locks}
         assert all("CanNotDelete" == lock["properties"]["level"] for lock in locks)
 
     def test_mappings(self) -> None:
-        """It is the account with the mappings that is locked, not another."""
+        """Of the storage accounts, only the one with the mappings is locked."""
         made = deploy(lockData=True)
         [lock] = [it for it in of_type(made, LOCK) if "/storageAccounts/" in it.container]
         assert lock.container.endswith(f"/{made.outputs['MAPPINGS_STORAGE_ACCOUNT']}")
@@ -388,10 +388,10 @@ NETWORK_SWITCHES = [
 
 
 class TestNetwork:
-    """The private side: off by default, and each part of it turned on by one parameter."""
+    """The private network: off by default, and each part turned on by one parameter."""
 
     def test_off(self) -> None:
-        """By default there is no network, and nothing that restricts who may call."""
+        """By default there is no network, and no restriction of who may call."""
         made = deploy()
         assert [] == [it.id for it in made.resources if it.type.startswith("Microsoft.Network/")]
         properties = site(made)
@@ -402,21 +402,21 @@ class TestNetwork:
 
     @pytest.mark.parametrize("switch", NETWORK_SWITCHES, ids=lambda switch: next(iter(switch)))
     def test_storage(self, switch: dict[str, Any]) -> None:
-        """Each switch closes all three accounts, and gives each the one way in that is used."""
+        """Each switch closes all three accounts, and gives each a private endpoint."""
         made = deploy(**switch)
-        ways = {}
+        group_ids = {}
         for endpoint in of_type(made, "Microsoft.Network/privateEndpoints"):
             [link] = endpoint["properties"]["privateLinkServiceConnections"]
-            ways[link["properties"]["privateLinkServiceId"]] = link["properties"]["groupIds"]
+            group_ids[link["properties"]["privateLinkServiceId"]] = link["properties"]["groupIds"]
         for account in of_type(made, "Microsoft.Storage/storageAccounts"):
             assert "Disabled" == account["properties"]["publicNetworkAccess"]
             assert "Deny" == account["properties"]["networkAcls"]["defaultAction"]
             is_mappings = account["name"] == made.outputs["MAPPINGS_STORAGE_ACCOUNT"]
-            assert ["table" if is_mappings else "blob"] == ways[account.id]
+            assert ["table" if is_mappings else "blob"] == group_ids[account.id]
         assert site(made)["virtualNetworkSubnetId"]
 
     def test_no_gateway(self) -> None:
-        """Production has no NAT gateway, which would tie all zones to one; others may ask."""
+        """Production has no NAT gateway, which would depend on one zone; fixedEgress adds one."""
         gateway = "Microsoft.Network/natGateways"
         assert [] == of_type(deploy("production"), gateway)
         assert site(deploy("production"))["virtualNetworkSubnetId"]
@@ -426,7 +426,7 @@ class TestNetwork:
         assert "natGateway" not in endpoints["properties"]
 
     def test_existing_subnets(self) -> None:
-        """With subnets of somebody else, no network is made, and the names are known in theirs."""
+        """With existing subnets, no network is made, and their network is linked to the zones."""
         made = deploy(existingSubnets=SUBNETS)
         assert [] == of_type(made, "Microsoft.Network/virtualNetworks")
         assert SUBNETS["app"] == site(made)["virtualNetworkSubnetId"]
@@ -436,8 +436,8 @@ class TestNetwork:
         links = of_type(made, "Microsoft.Network/privateDnsZones/virtualNetworkLinks")
         assert {network} == {it["properties"]["virtualNetwork"]["id"] for it in links}
 
-    def test_own_zones(self) -> None:
-        """Each endpoint's names are in zones that are made once and linked."""
+    def test_new_zones(self) -> None:
+        """The zones of all endpoints are made once, and linked."""
         made = deploy(privateApp=True, privateLogs=True)
         zones = {zone.id for zone in of_type(made, "Microsoft.Network/privateDnsZones")}
         groups = of_type(made, "Microsoft.Network/privateEndpoints/privateDnsZoneGroups")
@@ -453,7 +453,7 @@ class TestNetwork:
         assert len(zones) == len(links)
 
     def test_given_zones(self) -> None:
-        """Zones of somebody else are used; one that is not given is left alone."""
+        """Existing zones are used; for a zone that is left out, no record is made."""
         zone = f"{OTHER_GROUP}/Microsoft.Network/privateDnsZones/privatelink.blob.core.windows.net"
         made = deploy(existingSubnets=SUBNETS, privateDnsZones={"blob": zone})
         assert [] == of_type(made, "Microsoft.Network/privateDnsZones")
@@ -464,13 +464,13 @@ class TestNetwork:
             assert zone == config["properties"]["privateDnsZoneId"]
 
     def test_names_by_policy(self) -> None:
-        """Where policy sees to the names, no zone and no entry in one is asked for."""
+        """With privateDnsZones={}, no zone and no record is made."""
         made = deploy(existingSubnets=SUBNETS, privateDnsZones={})
         assert [] == [it.id for it in made.resources if "privatedns" in it.type.lower()]
         assert 3 == len(of_type(made, "Microsoft.Network/privateEndpoints"))
 
     def test_private_app(self) -> None:
-        """The app is closed to the internet and has an endpoint."""
+        """The app is closed to the internet and has a private endpoint."""
         made = deploy(privateApp=True)
         app = the(made, "Microsoft.Web/sites")
         assert "Disabled" == app["properties"]["publicNetworkAccess"]
@@ -480,7 +480,7 @@ class TestNetwork:
         assert {"privateLinkServiceId": app.id, "groupIds": ["sites"]} == link["properties"]
 
     def test_private_logs(self) -> None:
-        """Component and workspace take telemetry from the scope, which has an endpoint."""
+        """Component and workspace take telemetry only from the scope, which has an endpoint."""
         made = deploy(privateLogs=True)
         scope = the(made, "Microsoft.Insights/privateLinkScopes")
         component = the(made, "Microsoft.Insights/components")
@@ -489,8 +489,8 @@ class TestNetwork:
         assert {component.id, workspace.id} == {
             it["properties"]["linkedResourceId"] for it in members
         }
-        for taker in (component, workspace):
-            assert "Disabled" == taker["properties"]["publicNetworkAccessForIngestion"]
+        for resource in (component, workspace):
+            assert "Disabled" == resource["properties"]["publicNetworkAccessForIngestion"]
         [link] = the(made, "Microsoft.Network/privateEndpoints", "azuremonitor")["properties"][
             "privateLinkServiceConnections"
         ]
@@ -499,7 +499,7 @@ class TestNetwork:
         assert {"ingestionAccessMode": "PrivateOnly", "queryAccessMode": "Open"} == modes
 
     def test_existing_log_scope(self) -> None:
-        """A scope of somebody else gets what is ours, not their workspace, and no endpoint."""
+        """An existing scope gets the component, not an existing workspace, and no endpoint."""
         made = deploy(
             existingLogScopeId=LOG_SCOPE,
             logAnalyticsWorkspaceId=WORKSPACE,
@@ -517,12 +517,12 @@ class TestNetwork:
         [
             pytest.param("fixedEgress", {"existingSubnets": SUBNETS}, id="two networks"),
             pytest.param("privateDnsZones", {"privateNetwork": True}, id="zones without a link"),
-            pytest.param("existingLogScopeId", {}, id="no way to the scope"),
-            pytest.param("access", {"privateApp": True}, id="nobody to let in"),
+            pytest.param("existingLogScopeId", {}, id="scope without an endpoint"),
+            pytest.param("access", {"privateApp": True}, id="app closed to the internet"),
         ],
     )
     def test_conflicts(self, conflict: str, others: dict[str, Any]) -> None:
-        """A parameter that would do nothing, or break telemetry or names, is refused with why."""
+        """A parameter that would have no effect, or break telemetry or names, is refused."""
         values: dict[str, Any] = {
             "fixedEgress": True,
             "privateDnsZones": {},
@@ -533,7 +533,7 @@ class TestNetwork:
             deploy(**{conflict: values[conflict]} | others)
 
     def test_all_conflicts_at_once(self) -> None:
-        """Each conflict is named, so that one attempt shows them all."""
+        """The error names all conflicts."""
         with pytest.raises(FailError, match=r"fixedEgress .*access "):
             deploy(
                 fixedEgress=True,
@@ -556,7 +556,7 @@ class TestAccess:
         return found
 
     def test_ranges(self) -> None:
-        """Given ranges may call and deploy, our availability test may call."""
+        """The given ranges may call and deploy, and our availability test may call."""
         access = {"ipRanges": ["203.0.113.0/24", "198.51.100.7/32"]}
         called = [rule["ipAddress"] for rule in self.rules(access, "ipSecurity")]
         deployed = [rule["ipAddress"] for rule in self.rules(access, "scmIpSecurity")]
@@ -564,7 +564,7 @@ class TestAccess:
         assert access["ipRanges"] == deployed
 
     def test_front_door(self) -> None:
-        """A Front Door is let in by its own id: the service tag alone lets in everybody's."""
+        """Front Door is admitted by its id: the service tag alone would admit everybody's."""
         [front_door, _] = self.rules({"frontDoorId": FRONT_DOOR}, "ipSecurity")
         assert "AzureFrontDoor.Backend" == front_door["ipAddress"]
         assert "ServiceTag" == front_door["tag"]
@@ -572,7 +572,7 @@ class TestAccess:
         assert [] == self.rules({"frontDoorId": FRONT_DOOR}, "scmIpSecurity")
 
     def test_availability_test(self) -> None:
-        """Of the tests that share Azure's addresses, ours alone comes in: by what it sends."""
+        """Of the availability tests that share Azure's addresses, only ours is admitted."""
         [_, tests] = self.rules({"ipRanges": ["203.0.113.0/24"]}, "ipSecurity")
         header, others = (
             the(made, "Microsoft.Insights/webtests")["properties"]["Request"]["Headers"][0]
@@ -583,14 +583,14 @@ class TestAccess:
         assert header["value"] != others["value"]
 
     def test_no_availability_test(self) -> None:
-        """Without a test of ours, nobody's comes in."""
+        """Without our own availability test, no test is admitted."""
         access = {"ipRanges": ["203.0.113.0/24"]}
         [only] = self.rules(access, "ipSecurity", availabilityTestLocations=[])
         assert "203.0.113.0/24" == only["ipAddress"]
 
     @each_file
     def test_no_passwords(self, file: str) -> None:
-        """The passwords that every app has for publishing open neither of its two ways in."""
+        """Publishing with a password is turned off, for SCM and for FTP."""
         policies = of_type(deploy(file), "Microsoft.Web/sites/basicPublishingCredentialsPolicies")
         assert {"scm": False, "ftp": False} == {
             policy["name"]: policy["properties"]["allow"] for policy in policies
@@ -599,14 +599,14 @@ class TestAccess:
 
 @each_file
 def test_every_output(file: str) -> None:
-    """Every output can be worked out, and none is empty."""
+    """Every output can be evaluated, and none is empty."""
     outputs = deploy(file).outputs
     assert all(outputs[name] for name in outputs.recipes)
     assert outputs["LOG_ANALYTICS_WORKSPACE_ID"].endswith(".customerId")
 
 
 def test_tokens() -> None:
-    """New ACS customers can still sign up for calling, so this is what tokens allow by default."""
+    """By default tokens allow calls only, which new ACS customers can still sign up for."""
     settings = {it["name"]: it["value"] for it in site(deploy())["siteConfig"]["appSettings"]}
     assert "voip" == settings["ACS_TOKEN_SCOPES"]
 

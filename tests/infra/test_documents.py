@@ -9,7 +9,7 @@ from tests.infra.test_bicep import ROLES
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-# Commands that do not come with the repository, and what is built into a shell.
+# Commands from outside the repository, and those that are built into a shell.
 PROGRAMS = set(
     "az azd curl func gh git jq make node npm python python3 sed zip"
     " cd cp do done echo eval export for mkdir source".split()
@@ -33,7 +33,7 @@ def anchors_of(text: str) -> set[str]:
 def commands_of(text: str) -> list[str]:
     """Return the commands of a page, each in one line, without comments.
 
-    In a `console` block they stand behind `$ `; the rest is what they print.
+    In a `console` block they follow `$ `; other lines are output.
     """
     found = []
     for kind, block in BLOCKS.findall(text):
@@ -51,10 +51,10 @@ each_document = pytest.mark.parametrize(
 
 @each_document
 class TestDocument:
-    """What holds for README and each page of the docs."""
+    """README and each page of the docs name only what exists."""
 
     def test_links(self, path: Path) -> None:
-        """Every relative link leads to a file and a heading that there are."""
+        """Every relative link leads to an existing file and heading."""
         text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
         for target, anchor in re.findall(
             r"\]\((?!https?:|mailto:)([^)#\s]*)(?:#([^)\s]*))?\)", text
@@ -65,7 +65,7 @@ class TestDocument:
                 assert anchor in anchors_of(file.read_text()), anchor
 
     def test_commands(self, path: Path) -> None:
-        """Every command is one of a known program, and names targets and files that there are."""
+        """Every command starts a known program, and names existing targets and files."""
         text = path.read_text()
         targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
         functions = set(re.findall(r"^(\w+)\(\) \{", text, re.MULTILINE))
@@ -94,12 +94,12 @@ class TestDocument:
         assert set() == used - set_here
 
     def test_outputs(self, path: Path) -> None:
-        """The outputs that a page asks infra/outputs.sh for are there."""
+        """The outputs that a page asks infra/outputs.sh for exist."""
         asked = re.findall(r"infra/outputs\.sh(?: [a-z]+)? ([A-Z_]+)", path.read_text())
         assert set(asked) <= set(found(r"^output (\w+)", "infra/main.bicep"))
 
     def test_locks_first(self, path: Path) -> None:
-        """Roles are deleted after the locks, which hold roles on what they lock in place.
+        """Roles are deleted after the locks, which protect the role assignments, too.
 
         https://learn.microsoft.com/azure/azure-resource-manager/management/lock-resources
         """
@@ -110,7 +110,7 @@ class TestDocument:
                 assert "az lock delete --ids" in before, section.splitlines()[0]
 
     def test_names(self, path: Path) -> None:
-        """A table is named by its output, and the host's master key as the host names it.
+        """Commands name a table by its output, and the host's master key as the host does.
 
         https://github.com/Azure/azure-functions-host/blob/dev/src/WebJobs.Script.WebHost/Controllers/KeysController.cs
         """
@@ -120,7 +120,7 @@ class TestDocument:
         assert {"_master"} >= set(keys)
 
     def test_code_spans(self, path: Path) -> None:
-        """Every file and every make target that a page names in passing is there."""
+        """Every file and make target in a page's code spans exists."""
         makefile = (ROOT / "Makefile").read_text()
         for target in re.findall(r"`make ([a-z-]+)", path.read_text()):
             assert f"\n{target}:" in makefile, target
@@ -129,19 +129,19 @@ class TestDocument:
 
 
 def found(pattern: str, file: str) -> list[str]:
-    """Return what a pattern finds in a file, line by line."""
+    """Return the matches of a pattern in a file."""
     return re.findall(pattern, (ROOT / file).read_text(), re.MULTILINE)
 
 
 def test_each_alert_is_explained() -> None:
-    """The operations page has a section for each alert, as the alert itself says."""
+    """The operations page has a section for each alert, to which its description refers."""
     rules = found(r"^ {2,4}name: '(?:\$\{appName\}-)?([\w-]+)'$", "infra/modules/alerts.bicep")
     assert {"unavailable", "table-failing", "acs-keys", "server-errors"} <= set(rules)
     assert sorted(rules) == sorted(found(r"^### `([\w-]+)`", "docs/operations.md"))
 
 
-def test_each_role_is_missed() -> None:
-    """The runbook for a role that is gone has a row for each role that the templates give."""
+def test_each_role_is_in_the_runbook() -> None:
+    """The runbook for a missing role has a row for each role that the templates assign."""
     page = (ROOT / "docs/operations.md").read_text()
     section = page.partition("### A role is wrong or gone\n")[2].partition("\n### ")[0]
     rows = re.findall(r"^\| ([A-Z][\w ]+?) (?:on|of) ", section, re.MULTILINE)

@@ -16,7 +16,7 @@ EXAMPLE = (ROOT / "infra/entra.bicepparam").read_text()
 PAGE = (ROOT / "docs/deploy.md").read_text()
 SECTION = PAGE.partition("## 1. Register the broker in Entra")[2].partition("\n## ")[0]
 
-# What can be set, by Microsoft.Graph v1.0 of the extension 1.0.0:
+# The properties in Microsoft.Graph v1.0 of the extension 1.0.0:
 # https://github.com/microsoftgraph/msgraph-bicep-types/tree/main/generated/microsoftgraph
 PERMISSION = "resourceAppId resourceAccess resourceAccess.id resourceAccess.type"
 PROPERTIES = {
@@ -51,7 +51,7 @@ NOT_IN_REDIRECT_URIS = re.compile(r"[*#!$'(),;]")
 
 
 def declarations(kind: str, text: str) -> dict[str, tuple[str, str]]:
-    """Return the modules or resources of a file: for each name, what it is and its body."""
+    """Return the modules or resources of a file: for each name, its type or file, and its body."""
     pattern = rf"^{kind} (\w+) '([^']+)' = (.*?^[}}\]])$"
     return {
         name: (what, body)
@@ -65,7 +65,7 @@ def without_comments(text: str) -> str:
 
 
 def properties(body: str) -> set[str]:
-    """Return the names of all properties in an object of Bicep, as paths from its top."""
+    """Return the names of all properties in a Bicep object, as paths from its root."""
     text = re.sub(r"'(?:\\.|[^'\\])*'", "''", without_comments(body))
     found: set[str] = set()
     path: list[str] = []
@@ -83,7 +83,7 @@ def properties(body: str) -> set[str]:
 
 
 def values(name: str, text: str) -> list[str]:
-    """Return the strings that a property has in a file, those of a list one after the other."""
+    """Return the strings that a property has in a file, including those in lists."""
     found = re.findall(rf"\b{name}: (\[.*?\]|'[^']*')", text, re.DOTALL)
     return [value for each in found for value in re.findall(r"'([^']*)'", each)]
 
@@ -96,24 +96,24 @@ RESOURCES = [
 
 
 class TestTypes:
-    """The compiler only warns of a property that Graph does not have."""
+    """Graph has every property, which the compiler only warns about."""
 
     def test_all_resources(self) -> None:
-        """There is an application and a service principal for the broker, and for the clients."""
+        """The broker and the clients each have an application and a service principal."""
         kinds = sorted(str(parameter.values[0]) for parameter in RESOURCES)
         application, principal = "applications@v1.0", "servicePrincipals@v1.0"
         assert kinds == [f"Microsoft.Graph/{kind}" for kind in [application] * 2 + [principal] * 2]
 
     @pytest.mark.parametrize(("what", "body"), RESOURCES)
     def test_properties(self, what: str, body: str) -> None:
-        """Each property is one that Graph has."""
+        """Graph has each property of the resources."""
         known = PROPERTIES[what.removeprefix("Microsoft.Graph/").removesuffix("@v1.0")].split()
         used = properties(body)
         assert used
         assert set() == used - set(known)
 
     def test_permissions(self) -> None:
-        """So is each property of the permissions, which stand in variables."""
+        """Graph has each property of the permissions, which are in variables."""
         permissions = re.findall(r"^var \w+ = (\{.*?^\})$", CLIENTS, re.MULTILINE | re.DOTALL)
         assert len(permissions) == 2
         for permission in permissions:
@@ -128,7 +128,7 @@ class TestTypes:
 
 
 class TestOrder:
-    """The broker and its clients refer to each other, but no deployment may do so in a circle."""
+    """The broker and its clients refer to each other, but not in a circle."""
 
     @pytest.mark.parametrize(
         ("kind", "text"),
@@ -136,7 +136,7 @@ class TestOrder:
         ids=["entra", "broker", "clients"],
     )
     def test_no_circle(self, kind: str, text: str) -> None:
-        """Everything can be deployed after what it refers to."""
+        """Every resource can be deployed after those that it refers to."""
         found = declarations(kind, text)
         references = {
             name: {other for other in found if re.search(rf"\b{other}(\.|\[)", body)}
@@ -148,7 +148,7 @@ class TestOrder:
             assert order == ["clientIds", "broker", "clientPermissions"]
 
     def test_clients_twice(self) -> None:
-        """The clients are written twice by one file; only the second time names the broker."""
+        """One module writes the clients twice, and only the second time with the broker's id."""
         modules = declarations("module", ENTRA)
         (first, body), (second, again) = modules["clientIds"], modules["clientPermissions"]
         assert first == second
@@ -157,7 +157,7 @@ class TestOrder:
         assert body == again.replace(named, "")
 
     def test_plain_values(self) -> None:
-        """No function of a lambda runs over what another registration of the same file returns.
+        """No lambda function is applied to another registration of the same file.
 
         https://github.com/Azure/bicep/issues/18046
         """
@@ -170,14 +170,14 @@ class TestConsent:
     """One consent covers a client and the broker."""
 
     def test_known(self) -> None:
-        """The broker knows every client that is registered with it."""
+        """The broker's known clients are all that are registered with it."""
         assert (
             "knownClientIds: map(clientIds.outputs.registered, client => client.clientId)" in ENTRA
         )
         assert "knownClientApplications: knownClientIds" in BROKER
 
     def test_pre_authorized(self) -> None:
-        """Clients are pre-authorized where they ask for it, and those registered elsewhere."""
+        """Clients are pre-authorized if they ask for it, as are the given ones from elsewhere."""
         _, body = declarations("module", ENTRA)["broker"]
         passed = re.search(r"preAuthorizedClientIds: concat\((.*?)\n    \)", body, re.DOTALL)
         assert passed
@@ -189,7 +189,7 @@ class TestConsent:
         assert "delegatedPermissionIds: [scopeId]" in BROKER
 
     def test_permissions(self) -> None:
-        """A client asks for all that the broker asks for, and for the broker's scope."""
+        """A client asks for the broker's permissions, and for the broker's scope."""
         assert "requiredResourceAccess: [signingIn]\n" in BROKER
         asked = "empty(brokerClientId) ? [signingIn] : [signingIn, callingTheBroker]"
         assert f"requiredResourceAccess: {asked}\n" in CLIENTS
@@ -213,17 +213,17 @@ class TestConsent:
 
     @pytest.mark.parametrize("kind", ["spa", "publicClient", "web"])
     def test_kinds(self, kind: str) -> None:
-        """The redirect URIs are registered for the client's own platform, and for no other."""
+        """The redirect URIs are registered only for the client's own platform."""
         uris = f"client.kind == '{kind}' ? client.redirectUris : []"
         assert f"{kind}: {{ redirectUris: {uris} }}" in CLIENTS
         assert f"'{kind}'" in re.findall(r"^  kind: (.*)$", CLIENTS, re.MULTILINE)[0]
 
 
 class TestScopeAndRoles:
-    """Scopes and roles are known by their ids: consents and assignments name those."""
+    """Scopes and roles keep their ids, to which consents and assignments refer."""
 
     def test_ids(self) -> None:
-        """An id comes from the registration's fixed name and one of its own, and never changes."""
+        """An id is computed from the registration's fixed name and its own, so it never changes."""
         text = ENTRA + BROKER + CLIENTS
         ids = re.findall(r"guid\(([^)]*)\)", text)
         names = ["scopeName", "'Tokens.Get'", "'Mappings.Admin'"]
@@ -232,13 +232,13 @@ class TestScopeAndRoles:
         assert not re.search(r"\b(newGuid|utcNow)\(", text)
 
     def test_scope(self) -> None:
-        """The scope is what the broker requires where nobody says otherwise."""
+        """The scope is the one that the broker requires by default."""
         (required,) = re.findall(r"^param entraRequiredScope string = '(.*)'$", MAIN, re.MULTILINE)
         assert f"var scopeName = '{required}'" in ENTRA
         assert f"`{required}`" in SECTION
 
     def test_roles(self) -> None:
-        """Each role has its own id; people get the one without power by its name."""
+        """Each role has its own id; the page assigns the role without power by its name."""
         _, body = declarations("resource", BROKER)["broker"]
         roles = re.findall(
             r"id: guid\(uniqueName, '(.*)'\)\n\s+value: '(.*)'\n"
@@ -273,7 +273,7 @@ class TestScopeAndRoles:
         assert text.count(locked) == text.count("'Microsoft.Graph/applications@v1.0'") == 1
 
     def test_assignment(self) -> None:
-        """Assignment is required where it is asked for, and of the broker."""
+        """Assignment to the broker can be required, and is not by default."""
         assert "\nparam assignmentRequired bool = false\n" in ENTRA
         assert "    assignmentRequired: assignmentRequired\n" in ENTRA
         assert "  appRoleAssignmentRequired: assignmentRequired\n" in BROKER
@@ -283,7 +283,7 @@ class TestParameterFile:
     """The file that people start from registers apps that Entra accepts."""
 
     def test_clients(self) -> None:
-        """Each client has a name of its own and all that its type asks for."""
+        """Each client has its own name, and every property that its type has."""
         clients = re.findall(r"^  \{\n(.*?)^  \}", EXAMPLE, re.MULTILINE | re.DOTALL)
         members = re.search(r"type clientApp = \{\n(.*?)^\}", CLIENTS, re.MULTILINE | re.DOTALL)
         assert clients
@@ -295,7 +295,7 @@ class TestParameterFile:
         assert len(names) == len(set(names)) == len(clients)
 
     def test_redirect_uris(self) -> None:
-        """Redirect URIs are https or local, absolute, and told apart by more than ports."""
+        """Redirect URIs are absolute, https or local, and differ in more than the port."""
         uris = [urlsplit(uri) for uri in values("redirectUris", EXAMPLE)]
         assert uris
         for uri in uris:
@@ -303,30 +303,30 @@ class TestParameterFile:
             assert uri.scheme == "https" or (uri.scheme == "http" and local)
             assert len(uri.geturl()) <= LONGEST_REDIRECT_URI
             assert not NOT_IN_REDIRECT_URIS.search(uri.geturl())
-        apart = {(uri.scheme, uri.hostname, uri.path) for uri in uris}
-        assert len(apart) == len(uris)
+        without_ports = {(uri.scheme, uri.hostname, uri.path) for uri in uris}
+        assert len(without_ports) == len(uris)
 
-    def test_nobody_elses(self) -> None:
-        """A file that is deployed unread sends nobody's codes to somebody else's site."""
+    def test_only_local(self) -> None:
+        """If the file is deployed unchanged, no other site gets codes: all URIs are local."""
         hosts = {urlsplit(uri).hostname for uri in values("redirectUris", EXAMPLE)}
         assert hosts <= {"localhost", "127.0.0.1"}
 
 
 class TestPage:
-    """The deployment page explains what comes out, and the way by hand leaves nothing out."""
+    """The deployment page explains the outputs, and the steps by hand are complete."""
 
     @pytest.mark.parametrize("name", re.findall(r"^output (\w+)", ENTRA, re.MULTILINE))
     def test_outputs(self, name: str) -> None:
-        """Each output is named."""
+        """The page names each output."""
         assert f"`{name}`" in SECTION
 
     def test_members(self) -> None:
-        """So are the values that a client app's developer or a customer needs."""
+        """It names the values that a client app's developer or a customer needs."""
         assert "CLIENT_APPS registeredClient[] = clientPermissions.outputs.registered\n" in ENTRA
         assert {"`clientId`", "`adminConsentUrl`"} <= set(re.findall(r"`\w+`", SECTION))
 
     def test_parameters(self) -> None:
-        """Parameters that the page names are there."""
+        """The parameters that the page names exist."""
         named = set(re.findall(r"`param (\w+) = ", SECTION))
         assert named == {"assignmentRequired", "signInAudience"}
         assert named <= set(re.findall(r"^param (\w+)", ENTRA, re.MULTILINE))
@@ -344,7 +344,7 @@ class TestPage:
         ],
     )
     def test_by_hand(self, step: str) -> None:
-        """What the template sets is set by hand as well."""
+        """The steps by hand set what the template sets."""
         by_hand = SECTION.partition("### Without the Microsoft Graph extension")[2]
         assert f"`{step}`" in by_hand
         assert step in ENTRA + BROKER + CLIENTS

