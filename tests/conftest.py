@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from local.storage.azurite import Endpoints
 
-# Machines are noisy, and nothing is left behind.
+# No deadline, since machines may be slow, and no database, so that no files are left.
 settings.register_profile("here", deadline=None, database=None)
 settings.load_profile("here")
 

@@ -184,7 +184,7 @@ class TestAuthenticate:
         seconds.now += refused.value.retry_after
         await broker.authenticate(tokens[0])
 
-    async def test_forgeries_cost_nobody(self, broker: Broker, entra: EntraEmulator) -> None:
+    async def test_forged_tokens_do_not_count(self, broker: Broker, entra: EntraEmulator) -> None:
         """Bad tokens in a person's name do not use up the person's requests."""
         forged = entra.issue_access_token()[:-8] + "AAAAAAAA"
         for _ in range(100):
@@ -266,7 +266,7 @@ class TestIssue:
         assert noted == without_times(second)
 
     @pytest.mark.parametrize("slow", ["keys_ms", "acs_ms", "table_ms"])
-    async def test_who_was_slow(
+    async def test_slow_service_is_logged(
         self, broker: Broker, acs: AcsEmulator, entra: EntraEmulator, store: Store, slow: str
     ) -> None:
         """The audit line tells whether Entra, ACS or the table kept the caller waiting."""

@@ -127,7 +127,7 @@ class TestProblems:
 
         assert header == (await call(fail)).headers["Retry-After"]
 
-    async def test_unforeseen(self, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_unexpected_error(self, caplog: pytest.LogCaptureFixture) -> None:
         """The caller gets a trace id and nothing else; the log gets the traceback, once."""
 
         async def fail(_req: func.HttpRequest) -> func.HttpResponse:
@@ -275,7 +275,7 @@ class TestBearerToken:
     @pytest.mark.parametrize(
         "value", ["Bearer a, Bearer b", "BearerX a", "Bearer\ta", "a.b.c", "Basic x, Bearer y"]
     )
-    def test_not_one(self, value: str) -> None:
+    def test_not_one_credential(self, value: str) -> None:
         """Two credentials, or something that is not a credential."""
         with pytest.raises(InvalidRequestError):
             http.bearer_token({"authorization": value})
@@ -334,7 +334,7 @@ class TestTokenRequest:
         with pytest.raises(InvalidRequestError):
             http.TokenRequest.parse(req)
 
-    def test_host_that_is_none(self) -> None:
+    def test_invalid_host_header(self) -> None:
         """The URL begins with the caller's Host header, which may be anything."""
         req = func.HttpRequest("GET", "http://[evil/api/token?scope=voip", params={}, body=b"")
 
@@ -422,7 +422,7 @@ def asked(req: func.HttpRequest) -> tuple[frozenset[str] | None, float | None]:
     return parsed.scopes, minutes
 
 
-async def test_unforeseen_over_http(tmp_path: Path) -> None:
+async def test_unexpected_error_over_http(tmp_path: Path) -> None:
     """A handler that fails in a way nobody thought of, in a functions host of its own."""
     (tmp_path / "host.json").write_text('{"version": "2.0"}')
     (tmp_path / "function_app.py").write_text(FAILING_APP)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# From the entry point down to modules that import nothing of ours. A module imports only from below
-# its own floor, or from its own folder.
+# From the entry point down to modules that import no other module of ours. A module imports only
+# from lower floors, or from its own folder.
 FLOORS = [
     ["function_app"],
     ["shared.services"],
@@ -21,7 +21,7 @@ FLOORS = [
     ["shared.audit", "shared.endpoints", "shared.errors", "shared.identifiers"],
     ["shared.single_flight", "shared.strict_json"],
 ]
-# Who may know of a library or of the process's environment.
+# The modules that may import a library, or `os` for the process's environment.
 ONLY = {
     "azure.communication": {"shared.acs", "shared.services"},
     "azure.data": {"shared.mappings", "shared.services"},
@@ -90,7 +90,7 @@ def test_downwards(module: str) -> None:
 
 
 @each_module
-def test_nothing_that_is_not_deployed(module: str) -> None:
+def test_imports_only_deployed_code(module: str) -> None:
     """What runs in Azure never imports what is not deployed."""
     for place in ("local", "tests", "bench", "infra", "samples"):
         assert not any(within(imported, place) for imported in IMPORTS[module])
@@ -106,7 +106,7 @@ def test_no_circle() -> None:
 
 
 @pytest.mark.parametrize("library", ONLY)
-def test_kept_in_its_place(library: str) -> None:
+def test_library_is_imported_where_it_belongs(library: str) -> None:
     """A library is used where it belongs, and really is used there."""
     users = {module for module in MODULES if any(within(each, library) for each in IMPORTS[module])}
     places = {place for module in users for place in ONLY[library] if within(module, place)}

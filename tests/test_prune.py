@@ -46,7 +46,7 @@ def pruner(identities: Identities, store: Store, clock: Clock) -> Callable[..., 
     return make
 
 
-def somebody(number: int) -> Person:
+def person_number(number: int) -> Person:
     """Return a person by number; those of higher numbers come later in the table."""
     return Person(CONTOSO.tenant_id, f"{number:08x}-0000-4000-8000-000000000000")
 
@@ -58,7 +58,7 @@ def people(identities: Identities, store: Store, clock: Clock) -> Callable[..., 
     async def make(*, idle: int = 0, active: int = 0) -> list[IdentityMapping]:
         made = []
         for number in range(idle + active):
-            mapping = await identities.get_or_create(somebody(number))
+            mapping = await identities.get_or_create(person_number(number))
             if number < idle:
                 mapping = replace(mapping, last_used_on=clock.now - timedelta(days=91))
                 await store.put(mapping)
@@ -145,11 +145,11 @@ class TestPruning:
     ) -> None:
         """A mapping that was used exactly 90 days ago is not idle yet."""
         for number, used in enumerate((SETTINGS.idle, SETTINGS.idle + timedelta(seconds=1))):
-            await store.put(mapping_of(somebody(number), clock.now - used))
+            await store.put(mapping_of(person_number(number), clock.now - used))
 
         await pruner().run()
 
-        assert [somebody(0).object_id] == [row["RowKey"] for row in await store.all_rows()]
+        assert [person_number(0).object_id] == [row["RowKey"] for row in await store.all_rows()]
 
     async def test_somebody_comes_back(
         self,
@@ -174,9 +174,9 @@ class TestPruning:
         """More rows than a page are all seen."""
         idle = clock.now - timedelta(days=91)
         numbers = [group << 24 | number for group in range(11) for number in range(100)]
-        rows = [mapping_of(somebody(number), idle) for number in numbers]
+        rows = [mapping_of(person_number(number), idle) for number in numbers]
         await store.put_all(rows)
-        await store.put(mapping_of(somebody(0xFF000000), idle))
+        await store.put(mapping_of(person_number(0xFF000000), idle))
 
         report = await pruner(max_share=1, max_deletes=5000, dry_run=True).run()
 
@@ -214,7 +214,7 @@ class TestInterrupted:
     ) -> None:
         """An abandoned intent is removed ten minutes after its lease, not before."""
         lease_until = clock.now - ABANDONED_AFTER
-        intent = mapping_of(somebody(1), clock.now, state=State.CREATING, acs_id="")
+        intent = mapping_of(person_number(1), clock.now, state=State.CREATING, acs_id="")
         await store.put(replace(intent, lease_until=lease_until))
         assert PruneReport(dry_run=False, rows=1) == await pruner().run()
 

@@ -55,7 +55,7 @@ def test_others_are_not_held_up(limit: RateLimit) -> None:
     assert 60 == taken(limit, "grace", 60)
 
 
-def test_says_when_to_come_back(limit: RateLimit, seconds: Seconds) -> None:
+def test_retry_after(limit: RateLimit, seconds: Seconds) -> None:
     """A caller who waits as long as Retry-After says gets through."""
     taken(limit, "ada", 60)
     with pytest.raises(RateLimitedError) as refused:

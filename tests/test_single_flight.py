@@ -75,7 +75,7 @@ async def test_first_caller_may_leave() -> None:
     assert 1 == work.begun
 
 
-async def test_everybody_may_leave() -> None:
+async def test_all_callers_may_leave() -> None:
     """If no caller waits any more, the work still ends, and its error is not reported."""
     flight, work = SingleFlight[int](), Work(ValueError("no"))
     only = asyncio.create_task(flight.run("ada", work))

@@ -50,7 +50,7 @@ def test_refuses(raw: bytes) -> None:
     assert "garbage" not in str(caught.value)
 
 
-def test_takes_what_is_merely_unusual() -> None:
+def test_accepts_unusual_objects() -> None:
     """Emoji, escapes, spacing, flat arrays and nesting up to the bound are all one meaning."""
     raw = (
         b'{ "name" : "Zo\xc3\xab \xf0\x9f\x98\x80", "escaped": "\\ud83d\\ude00 \\/", '

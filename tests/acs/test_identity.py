@@ -212,7 +212,7 @@ class TestReachability:
             with pytest.raises(UpstreamUnavailableError):
                 await AcsIdentity(client=client).create()
 
-    async def test_certificate_of_a_stranger(self, tmp_path: Path) -> None:
+    async def test_untrusted_certificate(self, tmp_path: Path) -> None:
         """A host whose certificate we do not trust gets nothing from us."""
         emulator = AcsEmulator(access_key="a2V5")
         tls = Certificates(tmp_path).server_context()
@@ -346,7 +346,7 @@ class TestIssue:
 
         assert 1 == acs.faults.count("issue")
 
-    async def test_once_more_after_a_reset(
+    async def test_retries_after_a_reset(
         self, acs: AcsEmulator, acs_identity: AcsIdentity, acs_id: str
     ) -> None:
         """A connection that breaks is tried once more, at once."""
@@ -355,7 +355,7 @@ class TestIssue:
         assert (await issue(acs_identity, acs_id)).token
         assert 2 == acs.faults.count("issue")
 
-    async def test_not_a_third_time(
+    async def test_retries_only_once(
         self, acs: AcsEmulator, acs_identity: AcsIdentity, acs_id: str
     ) -> None:
         """A connection that breaks twice is 503."""
@@ -405,7 +405,7 @@ class TestIssue:
         [
             pytest.param(lambda now: None, id="null"),
             pytest.param(lambda now: "", id="empty"),
-            pytest.param(lambda now: "tomorrow", id="no date"),
+            pytest.param(lambda now: "tomorrow", id="not a date"),
             pytest.param(lambda now: int((now + HOUR).timestamp()), id="Unix time"),
             pytest.param(lambda now: [str(now + HOUR)], id="list"),
             pytest.param(lambda now: f"{now + HOUR:%Y-%m-%dT%H:%M:%S}", id="no zone"),
@@ -440,7 +440,7 @@ class TestIssue:
         [
             pytest.param({"skypeid": UNKNOWN_ID.removeprefix("8:")}, id="other identity"),
             pytest.param({"skypeid": None}, id="identity null"),
-            pytest.param({"skypeid": 5}, id="identity no text"),
+            pytest.param({"skypeid": 5}, id="identity not a string"),
             pytest.param({"acsScope": "chat,voip"}, id="more scopes"),
             pytest.param({"acsScope": "voip"}, id="other scope"),
             pytest.param({"acsScope": ["chat", "voip"]}, id="scopes a list"),

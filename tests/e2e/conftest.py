@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from local.stack import FunctionsHost, Stack
 
-# Besides the example's, so that every refusal can be met.
+# In addition to the example's settings, so that every refusal can happen.
 SETTINGS = {"ENTRA_ALLOWED_CLIENT_IDS": WEB_APP.client_id}
 
 
@@ -60,7 +60,7 @@ class Running:
     host: FunctionsHost
     background: BackgroundLoop
 
-    def somebody(self, **claims: Any) -> str:
+    def token_of_new_person(self, **claims: Any) -> str:
         """Return an access token of a new person of Contoso."""
         return self.stack.entra.issue_access_token(claims={"oid": str(uuid.uuid4()), **claims})
 

@@ -42,7 +42,7 @@ async def test_challenge(
 ) -> None:
     """A page reads the claims to hand to MSAL, which offers its cached token otherwise."""
     object_id = str(uuid.uuid4())
-    token = running.somebody(oid=object_id)
+    token = running.token_of_new_person(oid=object_id)
     await app.get("/api/token", token)
     await rewrite_row(object_id, revokedBefore=datetime.now(UTC))
 
@@ -56,6 +56,6 @@ async def test_retry_after(app: Client, running: Running) -> None:
     """A page reads when to come back."""
     running.stack.acs.faults.fail_next("create", status=429, headers={"Retry-After": "7"})
 
-    read = await read_by_a_page(f"{app.url}/api/token", running.somebody())
+    read = await read_by_a_page(f"{app.url}/api/token", running.token_of_new_person())
 
     assert (503, "7") == (read["status"], read["headers"]["retry-after"])

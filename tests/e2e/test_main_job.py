@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 async def test_issues_tokens_for_one_identity(app: Client, running: Running) -> None:
     """The first call creates the identity; later calls use the same one."""
-    token = running.somebody()
+    token = running.token_of_new_person()
 
     first = await app.get("/api/token", token)
     second = await app.post("/api/token", token)
@@ -38,7 +38,7 @@ async def test_issues_tokens_for_one_identity(app: Client, running: Running) -> 
 
 async def test_headers(app: Client, running: Running) -> None:
     """Every answer forbids storing it, and has a definite media type."""
-    answer = await app.get("/api/token", running.somebody())
+    answer = await app.get("/api/token", running.token_of_new_person())
 
     assert "no-store" == answer.headers["Cache-Control"]
     assert "nosniff" == answer.headers["X-Content-Type-Options"]
@@ -59,7 +59,7 @@ async def test_lifetime(
     app: Client, running: Running, ask: Callable[..., Any], minutes: int
 ) -> None:
     """The answer tells the real expiry, in ISO 8601 with its zone."""
-    answer = await ask(app, running.somebody())
+    answer = await ask(app, running.token_of_new_person())
 
     expires = datetime.fromisoformat(answer.json["expiresOn"])
     assert abs(expires - datetime.now(UTC) - timedelta(minutes=minutes)) < timedelta(minutes=1)
@@ -80,14 +80,14 @@ async def test_lifetime(
 async def test_scopes(app: Client, running: Running, ask: Callable[..., Any], scopes: str) -> None:
     """A request can only narrow what the settings allow."""
     oid = str(uuid.uuid4())
-    answer = await ask(app, running.somebody(oid=oid))
+    answer = await ask(app, running.token_of_new_person(oid=oid))
 
     assert 200 == answer.status
     line = await running.host.printed(oid)
     assert f'"scopes": "{scopes}"' in line
 
 
-async def test_guest_is_somebody_else(app: Client, running: Running) -> None:
+async def test_guest_is_another_person(app: Client, running: Running) -> None:
     """The same human being as a guest of another tenant is another person."""
     home = await app.get(
         "/api/token", running.stack.entra.issue_access_token("fadi@fabrikam.example")
@@ -113,7 +113,7 @@ async def test_same_mail_address_in_another_tenant(app: Client, running: Running
 
 async def test_user_is_read_and_created(app: Client, running: Running) -> None:
     """GET reads the identity, POST creates it at first, and a token is for the same one."""
-    token = running.somebody()
+    token = running.token_of_new_person()
 
     absent = await app.get("/api/user", token)
     created = await app.post("/api/user", token)
@@ -134,8 +134,8 @@ async def test_fifty_first_calls_in_two_processes(
 ) -> None:
     """One row, one identity handed out, and no call answered with 5xx."""
     other = app_at(another_host())
-    await other.get("/api/health/ready")  # Two processes that are warm race harder.
-    token = running.somebody()
+    await other.get("/api/health/ready")  # Two warm processes race harder.
+    token = running.token_of_new_person()
 
     answers = await asyncio.gather(
         *((app if number % 2 else other).get("/api/token", token) for number in range(50))
@@ -152,7 +152,7 @@ async def test_version_1_tokens(app: Client, running: Running) -> None:
     v1 = running.stack.entra.issue_access_token(version=1, claims={"oid": oid})
 
     first = await app.get("/api/token", v1)
-    second = await app.get("/api/token", running.somebody(oid=oid))
+    second = await app.get("/api/token", running.token_of_new_person(oid=oid))
 
     assert first.json["user"] == second.json["user"]
 
@@ -182,7 +182,7 @@ async def test_audit_line(app: Client, running: Running) -> None:
     trace = uuid.uuid4().hex
     answer = await app.get(
         "/api/token",
-        running.somebody(oid=oid),
+        running.token_of_new_person(oid=oid),
         headers={"traceparent": f"00-{trace}-00f067aa0ba902b7-01"},
     )
 

@@ -77,10 +77,10 @@ async def test_authorization_header(
 
 
 @pytest.mark.parametrize("scheme", ["bearer", "BEARER", "Bearer   "])
-async def test_scheme_in_any_letters(app: Client, running: Running, scheme: str) -> None:
+async def test_scheme_is_case_insensitive(app: Client, running: Running, scheme: str) -> None:
     """RFC 9110, section 11.1; and RFC 6750 lets several spaces follow."""
     answer = await app.get(
-        "/api/token", headers={"Authorization": f"{scheme} {running.somebody()}"}
+        "/api/token", headers={"Authorization": f"{scheme} {running.token_of_new_person()}"}
     )
 
     assert 200 == answer.status
@@ -88,7 +88,7 @@ async def test_scheme_in_any_letters(app: Client, running: Running, scheme: str)
 
 async def test_two_authorization_headers(app: Client, running: Running) -> None:
     """The host joins them with a comma; neither is decoded."""
-    token = running.somebody()
+    token = running.token_of_new_person()
     twice = [("Authorization", f"Bearer {token}")] * 2
 
     answer = await app.get("/api/token", headers=twice)
@@ -100,7 +100,7 @@ async def test_challenges(app: Client, running: Running) -> None:
     """A bare challenge where there is no token, an error where there is a bad one."""
     bare = await app.get("/api/token")
     bad = await app.get("/api/token", "garbage")
-    scope = await app.get("/api/token", running.somebody(scp="other"))
+    scope = await app.get("/api/token", running.token_of_new_person(scp="other"))
 
     assert 'Bearer realm="acs-token-broker"' == bare.headers["WWW-Authenticate"]
     assert 'error="invalid_token"' in bad.headers["WWW-Authenticate"]
@@ -111,7 +111,7 @@ async def test_challenges(app: Client, running: Running) -> None:
 @pytest.mark.parametrize("place", ["query", "form", "json", "cookie"])
 async def test_token_elsewhere(app: Client, running: Running, place: str) -> None:
     """A token anywhere but in the header does not count, and is not logged."""
-    token = running.somebody()
+    token = running.token_of_new_person()
     if place == "query":
         answer = await app.get(f"/api/token?access_token={token}")
     elif place == "form":
@@ -125,7 +125,7 @@ async def test_token_elsewhere(app: Client, running: Running, place: str) -> Non
     assert not any(token in line for line in running.host.output)
 
 
-async def test_tokens_for_somebody_else(app: Client, running: Running) -> None:
+async def test_valid_tokens_refused(app: Client, running: Running) -> None:
     """Good tokens of this Entra, for another API, tenant, app or scope."""
     entra = running.stack.entra
     elsewhere = {"tid": ELSEWHERE, "iss": entra.issuer(ELSEWHERE)}
@@ -136,15 +136,19 @@ async def test_tokens_for_somebody_else(app: Client, running: Running) -> None:
         "invalid_token",
     )
     assert_problem(
-        await app.get("/api/token", running.somebody(**elsewhere)), 403, "tenant_not_allowed"
+        await app.get("/api/token", running.token_of_new_person(**elsewhere)),
+        403,
+        "tenant_not_allowed",
     )
     assert_problem(
-        await app.get("/api/token", running.somebody(azp=DAEMON.client_id)),
+        await app.get("/api/token", running.token_of_new_person(azp=DAEMON.client_id)),
         403,
         "client_not_allowed",
     )
     assert_problem(
-        await app.get("/api/token", running.somebody(scp="other")), 403, "insufficient_scope"
+        await app.get("/api/token", running.token_of_new_person(scp="other")),
+        403,
+        "insufficient_scope",
     )
     assert_problem(
         await app.get("/api/token", entra.issue_access_token(None, client=DAEMON)),
@@ -180,7 +184,9 @@ async def test_tokens_for_somebody_else(app: Client, running: Running) -> None:
 )
 async def test_bad_queries(app: Client, running: Running, query: str) -> None:
     """Unknown members, and values out of range."""
-    assert_problem(await app.get(f"/api/token{query}", running.somebody()), 400, "invalid_request")
+    assert_problem(
+        await app.get(f"/api/token{query}", running.token_of_new_person()), 400, "invalid_request"
+    )
 
 
 @pytest.mark.parametrize(
@@ -219,7 +225,10 @@ async def test_bad_queries(app: Client, running: Running, query: str) -> None:
 async def test_bad_bodies(app: Client, running: Running, body: bytes) -> None:
     """Anything but one strict object of known members."""
     answer = await app.post(
-        "/api/token", running.somebody(), data=body, headers={"Content-Type": "application/json"}
+        "/api/token",
+        running.token_of_new_person(),
+        data=body,
+        headers={"Content-Type": "application/json"},
     )
 
     assert_problem(answer, 400, "invalid_request")
@@ -233,7 +242,7 @@ async def test_chunked_body(app: Client, running: Running) -> None:
 
     answer = await app.post(
         "/api/token",
-        running.somebody(),
+        running.token_of_new_person(),
         data=chunks(),
         headers={"Content-Type": "application/json"},
     )
@@ -243,7 +252,7 @@ async def test_chunked_body(app: Client, running: Running) -> None:
 
 async def test_body_on_a_get(app: Client, running: Running) -> None:
     """It would be asking for less, and be answered with more."""
-    answer = await app.get("/api/token", running.somebody(), json={"scopes": ["voip"]})
+    answer = await app.get("/api/token", running.token_of_new_person(), json={"scopes": ["voip"]})
 
     assert_problem(answer, 400, "invalid_request")
 
@@ -271,7 +280,7 @@ async def test_damaged_row(
 ) -> None:
     """A value written into a row by hand is not used as an identity."""
     object_id = str(uuid.uuid4())
-    token = running.somebody(oid=object_id)
+    token = running.token_of_new_person(oid=object_id)
     await app.get("/api/token", token)
     await rewrite_row(object_id, **damage)
 
@@ -286,8 +295,8 @@ async def test_lifetime_above_the_settings(
     """The operator's ceiling is lower than what ACS takes."""
     app = app_at(another_host(ACS_TOKEN_MAX_LIFETIME_MINUTES="120"))
 
-    over = await app.get("/api/token?expiresInMinutes=121", running.somebody())
-    fits = await app.get("/api/token?expiresInMinutes=120", running.somebody())
+    over = await app.get("/api/token?expiresInMinutes=121", running.token_of_new_person())
+    fits = await app.get("/api/token?expiresInMinutes=120", running.token_of_new_person())
 
     assert_problem(over, 400, "invalid_request")
     assert 200 == fits.status
@@ -296,11 +305,17 @@ async def test_lifetime_above_the_settings(
 async def test_query_beside_a_body(app: Client, running: Running) -> None:
     """A POST takes no query, and /user takes no input at all."""
     assert_problem(
-        await app.post("/api/token?scope=voip", running.somebody()), 400, "invalid_request"
+        await app.post("/api/token?scope=voip", running.token_of_new_person()),
+        400,
+        "invalid_request",
     )
-    assert_problem(await app.get("/api/user?x=1", running.somebody()), 400, "invalid_request")
     assert_problem(
-        await app.post("/api/user", running.somebody(), json={"id": "x"}), 400, "invalid_request"
+        await app.get("/api/user?x=1", running.token_of_new_person()), 400, "invalid_request"
+    )
+    assert_problem(
+        await app.post("/api/user", running.token_of_new_person(), json={"id": "x"}),
+        400,
+        "invalid_request",
     )
 
 
@@ -319,7 +334,7 @@ async def test_media_type(app: Client, running: Running, content_type: str) -> N
     """Any page could send other media types without a preflight."""
     answer = await app.post(
         "/api/token",
-        running.somebody(),
+        running.token_of_new_person(),
         data=b'{"scopes": ["voip"]}',
         headers={"Content-Type": content_type},
     )
@@ -331,10 +346,15 @@ async def test_media_type(app: Client, running: Running, content_type: str) -> N
     "content_type",
     ["application/json", "Application/JSON; charset=UTF-8", 'application/json;charset="utf-8"'],
 )
-async def test_media_type_in_any_letters(app: Client, running: Running, content_type: str) -> None:
+async def test_media_type_is_case_insensitive(
+    app: Client, running: Running, content_type: str
+) -> None:
     """Media types are case-insensitive, RFC 9110 section 8.3.1."""
     answer = await app.post(
-        "/api/token", running.somebody(), data=b"{}", headers={"Content-Type": content_type}
+        "/api/token",
+        running.token_of_new_person(),
+        data=b"{}",
+        headers={"Content-Type": content_type},
     )
 
     assert 200 == answer.status
@@ -344,11 +364,13 @@ async def test_payload_too_large(app: Client, running: Running) -> None:
     """A body of 16 KiB is accepted; one more byte is 413."""
     fits = await app.post(
         "/api/token",
-        running.somebody(),
+        running.token_of_new_person(),
         data=b"{}".ljust(16 * 1024),
         headers={"Content-Type": "application/json"},
     )
-    over = await app.post("/api/token", running.somebody(), data=b"{}".ljust(16 * 1024 + 1))
+    over = await app.post(
+        "/api/token", running.token_of_new_person(), data=b"{}".ljust(16 * 1024 + 1)
+    )
 
     assert 200 == fits.status
     assert_problem(over, 413, "payload_too_large")
@@ -361,7 +383,7 @@ async def test_payload_too_large(app: Client, running: Running) -> None:
 async def test_method_not_allowed(app: Client, running: Running, path: str, method: str) -> None:
     """The answer says which methods there are."""
     answer = await app.call(
-        method, path, running.somebody(), headers={"X-HTTP-Method-Override": "GET"}
+        method, path, running.token_of_new_person(), headers={"X-HTTP-Method-Override": "GET"}
     )
 
     assert_problem(answer, 405, "method_not_allowed")
@@ -373,7 +395,7 @@ async def test_method_not_allowed(app: Client, running: Running, path: str, meth
 )
 async def test_no_such_route(app: Client, running: Running, path: str) -> None:
     """Only the routes themselves lead to the functions."""
-    assert (await app.get(path, running.somebody())).status in {400, 404}
+    assert (await app.get(path, running.token_of_new_person())).status in {400, 404}
 
 
 async def test_options_touches_nothing(app: Client, running: Running) -> None:
@@ -399,9 +421,9 @@ async def test_options_touches_nothing(app: Client, running: Running) -> None:
 )
 async def test_cors_is_exact(app: Client, running: Running, origin: str) -> None:
     """An origin is allowed as it is written, or not at all."""
-    other = await app.get("/api/token", running.somebody(), headers={"Origin": origin})
+    other = await app.get("/api/token", running.token_of_new_person(), headers={"Origin": origin})
     ours = await app.get(
-        "/api/token", running.somebody(), headers={"Origin": "http://localhost:3000"}
+        "/api/token", running.token_of_new_person(), headers={"Origin": "http://localhost:3000"}
     )
 
     assert "Access-Control-Allow-Origin" not in other.headers
@@ -411,7 +433,7 @@ async def test_cors_is_exact(app: Client, running: Running, origin: str) -> None
 
 async def test_scope_not_allowed(app: Client, running: Running) -> None:
     """A scope that ACS has and the settings do not; ACS never hears of it."""
-    answer = await app.get("/api/token?scope=chat.join", running.somebody())
+    answer = await app.get("/api/token?scope=chat.join", running.token_of_new_person())
 
     assert_problem(answer, 403, "scope_not_allowed")
     assert 0 == running.stack.acs.faults.count("create")
@@ -419,7 +441,7 @@ async def test_scope_not_allowed(app: Client, running: Running) -> None:
 
 async def test_rate_limited(app: Client, running: Running) -> None:
     """One person who asks 200 times in a moment is asked to wait; others are not."""
-    token, other = running.somebody(), running.somebody()
+    token, other = running.token_of_new_person(), running.token_of_new_person()
     await app.get("/api/token", token)
 
     answers = await asyncio.gather(*(app.get("/api/user", token) for _ in range(199)))
@@ -469,7 +491,7 @@ async def test_acs_faults(
     app: Client, running: Running, operation: str, fault: dict[str, Any], status: int, code: str
 ) -> None:
     """ACS failing is never the caller's fault, is told apart, and passes with the fault."""
-    token = running.somebody()
+    token = running.token_of_new_person()
     running.stack.acs.faults.fail_next(operation, **fault)
     started = time.monotonic()
 
@@ -487,7 +509,7 @@ async def test_acs_faults(
 
 async def test_acs_drips(app: Client, running: Running) -> None:
     """An answer that comes byte by byte does not keep a request waiting forever."""
-    token = running.somebody()
+    token = running.token_of_new_person()
     await app.get("/api/token", token)
     running.stack.acs.faults.fail_next("issue", drip=0.5)
     started = time.monotonic()
@@ -500,7 +522,7 @@ async def test_acs_drips(app: Client, running: Running) -> None:
 
 async def test_issue_survives_one_broken_connection(app: Client, running: Running) -> None:
     """Issuing twice does no harm, so a broken connection is tried once more."""
-    token = running.somebody()
+    token = running.token_of_new_person()
     running.stack.acs.faults.fail_next("issue", reset=True)
 
     assert 200 == (await app.get("/api/token", token)).status
@@ -508,7 +530,7 @@ async def test_issue_survives_one_broken_connection(app: Client, running: Runnin
 
 async def test_lost_reply_to_create(app: Client, running: Running) -> None:
     """The identity that may have been made never gets a token; the next call makes another."""
-    token = running.somebody()
+    token = running.token_of_new_person()
     running.stack.acs.faults.fail_next("create", reset=True, after=True)
 
     lost = await app.get("/api/token", token)
@@ -523,7 +545,7 @@ async def test_lost_reply_to_create(app: Client, running: Running) -> None:
 
 async def test_identity_gone(app: Client, running: Running) -> None:
     """An identity that was deleted in ACS is not silently replaced."""
-    token = running.somebody()
+    token = running.token_of_new_person()
     issued = await app.get("/api/token", token)
     del running.stack.acs.identities[issued.json["user"]["id"]]
 
@@ -545,7 +567,7 @@ async def test_table_faults(
     app: Client, running: Running, fault: dict[str, Any], times: int
 ) -> None:
     """When the table cannot be read, no identity is created."""
-    token = running.somebody()
+    token = running.token_of_new_person()
     running.stack.tables.faults.fail_next("table_read", times=times, **fault)
     started = time.monotonic()
 
@@ -562,7 +584,7 @@ async def test_insert_answered_after_all(app: Client, running: Running) -> None:
     """503, then 409 because of our own first attempt: the nonce shows that the row is ours."""
     running.stack.tables.faults.fail_next("table_insert", status=503, after=True)
 
-    assert 200 == (await app.get("/api/token", running.somebody())).status
+    assert 200 == (await app.get("/api/token", running.token_of_new_person())).status
     assert 1 == running.stack.acs.faults.count("create")
 
 
@@ -570,7 +592,7 @@ async def test_update_answered_after_all(app: Client, running: Running) -> None:
     """503, then 412 because of our own first attempt: likewise."""
     running.stack.tables.faults.fail_next("table_update", status=503, after=True)
 
-    assert 200 == (await app.get("/api/token", running.somebody())).status
+    assert 200 == (await app.get("/api/token", running.token_of_new_person())).status
     assert 1 == running.stack.acs.faults.count("create")
 
 
@@ -591,7 +613,7 @@ async def test_busy(
         leaseUntil=now + timedelta(seconds=20),
     )
 
-    answer = await app.get("/api/token", running.somebody(oid=object_id))
+    answer = await app.get("/api/token", running.token_of_new_person(oid=object_id))
 
     assert_problem(answer, 503, "busy")
     assert 0 == running.stack.acs.faults.count("create")
@@ -602,7 +624,7 @@ async def test_row_of_a_newer_version(
 ) -> None:
     """A row that this version cannot read is left alone."""
     object_id = str(uuid.uuid4())
-    token = running.somebody(oid=object_id)
+    token = running.token_of_new_person(oid=object_id)
     await app.get("/api/token", token)
     await rewrite_row(object_id, schema=2)
 
@@ -616,7 +638,7 @@ async def test_revoked(
 ) -> None:
     """An Entra token from before the mark is refused, with the claims that MSAL passes on."""
     object_id = str(uuid.uuid4())
-    token = running.somebody(oid=object_id)
+    token = running.token_of_new_person(oid=object_id)
     await app.get("/api/token", token)
     mark = datetime.now(UTC)
     await rewrite_row(object_id, revokedBefore=mark)
@@ -624,11 +646,13 @@ async def test_revoked(
     before = running.stack.acs.faults.count("issue")
     answer = await app.get("/api/token", token)
     again = await app.get("/api/token", token)
-    fresh = running.somebody(oid=object_id, iat=int(time.time()) + 1, nbf=int(time.time()))
+    fresh = running.token_of_new_person(
+        oid=object_id, iat=int(time.time()) + 1, nbf=int(time.time())
+    )
 
     assert_problem(answer, 401, "invalid_token")
     assert_problem(again, 401, "invalid_token")
-    # Issued beside the first read, and thrown away; from then on nothing is.
+    # One ACS token was issued during the first read, and discarded; later none is.
     assert before + 1 == running.stack.acs.faults.count("issue")
     challenge = answer.headers["WWW-Authenticate"]
     assert 'error="insufficient_claims"' in challenge
@@ -652,12 +676,12 @@ class TestSigningKeys:
         host = another_host()
         running.stack.entra.faults.fail_next("openid_configuration", status=500)
 
-        answer = await app_at(host).get("/api/token", running.somebody())
+        answer = await app_at(host).get("/api/token", running.token_of_new_person())
 
         assert_problem(answer, 503, "keys_unavailable")
-        assert 200 == (await app_at(host).get("/api/token", running.somebody())).status
+        assert 200 == (await app_at(host).get("/api/token", running.token_of_new_person())).status
 
-    async def test_refresh_in_the_background_is_told(
+    async def test_refresh_in_the_background_is_logged(
         self,
         app_at: Callable[..., Client],
         running: Running,
@@ -667,12 +691,12 @@ class TestSigningKeys:
         host = another_host()
         running.stack.entra.faults.fail_next("openid_configuration", status=500)
 
-        await app_at(host).get("/api/token", running.somebody())
+        await app_at(host).get("/api/token", running.token_of_new_person())
         first = await host.printed("signing_keys_not_refreshed")
         later = await host.printed("signing_keys_refreshed", seconds=20)
 
-        assert "token: ERROR {" in first  # A record of the request.
-        assert "signing_keys_refreshed" == json.loads(later)["event"]  # The line as it is.
+        assert "token: ERROR {" in first  # A log record of the request.
+        assert "signing_keys_refreshed" == json.loads(later)["event"]  # The line alone.
 
     async def test_not_ready_without_keys(
         self,
@@ -688,15 +712,17 @@ class TestSigningKeys:
 
     async def test_hundred_callers_with_a_new_key(self, app: Client, running: Running) -> None:
         """Entra rolls its keys: everybody is served after one fetch."""
-        await app.get("/api/token", running.somebody())
+        await app.get("/api/token", running.token_of_new_person())
         running.stack.entra.faults.clear()
         running.stack.entra.roll_keys(keep=2)
 
         answers = await asyncio.gather(
-            *(app.get("/api/user", running.somebody()) for _ in range(100))
+            *(app.get("/api/user", running.token_of_new_person()) for _ in range(100))
         )
 
-        assert {404} == {answer.status for answer in answers}  # Known to Entra, not to us.
+        assert {404} == {
+            answer.status for answer in answers
+        }  # Entra knows them, the broker does not.
         assert 1 == running.stack.entra.faults.count("jwks")
 
     @pytest.mark.parametrize("entra_is", ["healthy", "down"])
@@ -709,7 +735,7 @@ class TestSigningKeys:
     ) -> None:
         """Entra is asked three times at most, and those with known keys notice nothing."""
         host = app_at(another_host())
-        await host.get("/api/token", running.somebody())
+        await host.get("/api/token", running.token_of_new_person())
         running.stack.entra.faults.clear()
         if entra_is == "down":
             running.stack.entra.faults.fail_next(status=503, times=999)
@@ -722,7 +748,7 @@ class TestSigningKeys:
         assert {expected} == {(answer.status, answer.code) for answer in answers}
         asked = entra.faults.count("openid_configuration")
         assert asked <= 3
-        assert 200 == (await host.get("/api/token", running.somebody())).status
+        assert 200 == (await host.get("/api/token", running.token_of_new_person())).status
 
 
 async def test_misconfigured(
@@ -739,7 +765,7 @@ async def test_misconfigured(
 
 async def test_control_characters(running: Running) -> None:
     """The server refuses a header that is not HTTP, and does not log the token in it."""
-    token = running.somebody()
+    token = running.token_of_new_person()
     host, port = running.host.url.removeprefix("http://").split(":")
     for odd in (b"\x00", b"\x01", b"\x1b", b"\r\n "):
         reader, writer = await asyncio.open_connection(host, int(port))
@@ -757,7 +783,7 @@ async def test_control_characters(running: Running) -> None:
 
 async def test_no_token_in_any_log(app: Client, running: Running) -> None:
     """No token is in the log after all the failures above, and one more here."""
-    token = running.somebody()
+    token = running.token_of_new_person()
     signature = token.rsplit(".", 1)[1]
     running.stack.acs.faults.fail_next("issue", status=500)
     refused = [await app.get("/api/token", token), await app.get("/api/token", f"{token}x")]

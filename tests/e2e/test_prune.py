@@ -24,7 +24,7 @@ async def report_of(app: Client, host: FunctionsHost) -> dict[str, Any]:
     return report
 
 
-async def test_prunes_who_was_idle(
+async def test_prunes_idle_people(
     running: Running,
     app: Client,
     another_host: Callable[..., FunctionsHost],
@@ -33,8 +33,8 @@ async def test_prunes_who_was_idle(
 ) -> None:
     """A dry run says what would go; a real one removes identity and row, and nothing else."""
     idle, busy = str(uuid.uuid4()), str(uuid.uuid4())
-    before = await app.get("/api/token", running.somebody(oid=idle))
-    kept = await app.get("/api/token", running.somebody(oid=busy))
+    before = await app.get("/api/token", running.token_of_new_person(oid=idle))
+    kept = await app.get("/api/token", running.token_of_new_person(oid=busy))
     await rewrite_row(idle, lastUsedOn=datetime.now(UTC) - timedelta(days=91))
     dry = another_host(PRUNE_DRY_RUN="true", PRUNE_MAX_SHARE="1")
     wet = another_host(PRUNE_DRY_RUN="false", PRUNE_MAX_SHARE="1")
@@ -55,8 +55,8 @@ async def test_prunes_who_was_idle(
     assert idle in deleted
     assert '"reason": "idle"' in deleted
     assert kept.json["user"]["id"] in running.stack.acs.identities
-    assert 404 == (await app.get("/api/user", running.somebody(oid=idle))).status
-    again = await app.get("/api/token", running.somebody(oid=idle))
+    assert 404 == (await app.get("/api/user", running.token_of_new_person(oid=idle))).status
+    again = await app.get("/api/token", running.token_of_new_person(oid=idle))
     assert 200 == again.status
     assert again.json["user"] != before.json["user"]
 

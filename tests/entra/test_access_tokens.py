@@ -377,7 +377,7 @@ class TestRefusesSignatures:
         with pytest.raises(InvalidTokenError):
             await validate(validator, f"{header}.{altered}.{signature}")
 
-    async def test_another_key_of_the_set(
+    async def test_other_published_key(
         self, validator: AccessTokenValidator, issuer: TokenIssuer
     ) -> None:
         """The key id names the key; others are not tried."""
@@ -408,7 +408,7 @@ class TestRefusesSignatures:
         with pytest.raises(InvalidTokenError):
             await validate(validator, f"{header}.{payload}.{base64url(signature)}")
 
-    async def test_whatever_a_key_makes_pyjwt_raise(
+    async def test_any_error_of_pyjwt(
         self, issuer: TokenIssuer, entra_settings: EntraSettings
     ) -> None:
         """Even a key that PyJWT chokes on makes the token bad, not the service."""
@@ -605,7 +605,7 @@ class TestRefusesPeopleAndApps:
         with pytest.raises(TenantNotAllowedError):
             await validate(validator, issuer.issue_access_token(claims=claims))
 
-    async def test_personal_accounts_are_no_organisation(
+    async def test_personal_accounts_are_not_an_organisation(
         self, keys: PublishedKeys, issuer: TokenIssuer, entra_settings: EntraSettings
     ) -> None:
         """`*` means every organisation; personal accounts do not count as one."""
@@ -740,7 +740,7 @@ class TestPyJWTBackstop:
                 token, issuer.keys[0].private_key.public_key(), algorithms=["RS256"]
             )
 
-    def test_lets_equal_names_through(self, issuer: TokenIssuer) -> None:
+    def test_accepts_repeated_names(self, issuer: TokenIssuer) -> None:
         """PyJWT alone takes the last of two; the strict gate is what refuses them."""
         expires = int((datetime.now(UTC) + timedelta(hours=1)).timestamp())
         token = issuer.sign({}, f'{{"exp":1,"exp":{expires}}}'.encode())

@@ -139,7 +139,7 @@ class TestFetching:
         assert first.cancelled()
         assert (1, 1) == fetches(entra)
 
-    async def test_waits_two_seconds_at_most(
+    async def test_waits_at_most_two_seconds(
         self, entra: EntraEmulator, keys: SigningKeys, known: str
     ) -> None:
         """A caller gets 503 while a slow fetch goes on; its result serves the next caller."""
@@ -481,7 +481,7 @@ class TestBadDocuments:
     ) -> None:
         """Without keys it is 503, one line is logged, and the next request is served."""
         operation, how = fault(entra)
-        # aiohttp asks once more, by itself, where the connection breaks.
+        # aiohttp itself retries once if the connection breaks.
         entra.faults.fail_next(operation, times=2 if "reset" in how else 1, **how)
 
         with pytest.raises(KeysUnavailableError):
@@ -563,7 +563,7 @@ class TestBadHosts:
         async with serve(app) as url:
             with pytest.raises(KeysUnavailableError):
                 await key_store(url).get("any")
-        # What the sockets hold comes on top.
+        # This includes what the sockets buffer.
         assert sent < 16 * 1024 * 1024
 
     async def test_keys_elsewhere(
@@ -579,7 +579,7 @@ class TestBadHosts:
                 await keys.get(known)
         assert (0, 0) == fetches(other)
 
-    async def test_certificate_of_a_stranger(
+    async def test_untrusted_certificate(
         self, key_store: Callable[..., SigningKeys], entra_keys: list[EntraKey], tmp_path: Path
     ) -> None:
         """A host that cannot show a certificate we trust is not Entra."""
@@ -623,7 +623,7 @@ class TestLastKnownGood:
             await keys.get(known)
         await keys.get(known)
 
-    async def test_outage_is_told_by_each_request(
+    async def test_each_request_logs_the_outage(
         self, entra: EntraEmulator, keys: SigningKeys, known: str, clock: Clock
     ) -> None:
         """If the keys are not refreshed, the requests' audit lines say how old they are."""
@@ -708,21 +708,23 @@ class TestUsableKeys:
     @pytest.mark.parametrize(
         "changes",
         [
-            pytest.param({"kty": "EC"}, id="says EC"),
+            pytest.param({"kty": "EC"}, id="kty EC"),
             pytest.param({"use": "enc"}, id="for encryption"),
             pytest.param({"alg": "RS512"}, id="for another algorithm"),
             pytest.param({"key_ops": ["sign"]}, id="not for verifying"),
-            pytest.param({"key_ops": 5}, id="key_ops no list"),
+            pytest.param({"key_ops": 5}, id="key_ops not a list"),
             pytest.param({"kid": "two words"}, id="no key id"),
-            pytest.param({"kid": 5}, id="key id no text"),
+            pytest.param({"kid": 5}, id="key id not a string"),
             pytest.param({"kid": ["a"]}, id="key id a list"),
             pytest.param({"kid": "k" * 129}, id="key id too long"),
             pytest.param({"issuer": None}, id="issuer null"),
-            pytest.param({"issuer": 5}, id="issuer no text"),
-            pytest.param({"cloud_instance_name": "microsoftonline.us"}, id="of another cloud"),
-            pytest.param({"n": "%"}, id="modulus no base64"),
+            pytest.param({"issuer": 5}, id="issuer not a string"),
+            pytest.param(
+                {"cloud_instance_name": "microsoftonline.us"}, id="issuer of another cloud"
+            ),
+            pytest.param({"n": "%"}, id="modulus not base64"),
             pytest.param({"n": ""}, id="no modulus"),
-            pytest.param({"n": 5}, id="modulus no text"),
+            pytest.param({"n": 5}, id="modulus not a string"),
             pytest.param({"e": "AQ"}, id="exponent 1"),
         ],
     )

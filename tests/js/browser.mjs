@@ -1,11 +1,11 @@
-// Headless Chromium with an empty profile, which asks nobody for anything by itself.
+// Headless Chromium with an empty profile, which makes no requests of its own.
 
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { chromium } from "playwright-core";
 
-// Calls `use` with a page of a new browser, and returns what it returns.
+// Calls `use` with a page of a new browser, and returns its result.
 export async function withPage(executablePath, use) {
   const profile = await mkdtemp(join(tmpdir(), "chromium-"));
   const browser = await chromium.launchPersistentContext(profile, {

@@ -1,4 +1,4 @@
-// Exchanges an Entra token with Microsoft's own client for calling apps, and prints what came back.
+// Exchanges an Entra token with Microsoft's own client for calling apps, and prints the answer.
 // Usage: node communication_common.mjs '{"url": "https://…", "token": "…", "scopes": ["…"]}'
 
 import { AzureCommunicationTokenCredential } from "@azure/communication-common";

@@ -1,4 +1,4 @@
-// Goes through an identity's life with Microsoft's own client, and prints what came back.
+// Creates, uses and deletes an identity with Microsoft's own client, and prints the answers.
 // Usage: node communication_identity.mjs '{"url": "…", "key": "…"}' or '{"url": "…", "token": "…"}'
 
 import { CommunicationIdentityClient } from "@azure/communication-identity";

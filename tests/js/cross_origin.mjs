@@ -7,7 +7,7 @@ import { withPage } from "./browser.mjs";
 const [executablePath, origin, url, token] = process.argv.slice(2);
 
 const read = await withPage(executablePath, async (page) => {
-  // Chromium takes a page that came from nowhere for one of the internet.
+  // Chromium treats a page without an address as one from the internet.
   await page.context().grantPermissions(["local-network-access"]);
   await page.route(`${origin}/**`, (route) => route.fulfill({ contentType: "text/html", body: "" }));
   await page.goto(`${origin}/`);

@@ -314,7 +314,7 @@ class TestFailures:
         store.faults.fail_next("table_update", delay=0.3)
         getting = asyncio.create_task(identities.get_or_create(person))
         await until(lambda: store.faults.count("table_update") == 2)
-        # The first answer was lost; before the second comes, somebody else changes the row.
+        # The first answer was lost; before the second arrives, another process changes the row.
         marked = mapping_of(person, clock.now, acs_id=acs.created[0], revoked_before=clock.now)
         await store.put(marked)
 
@@ -514,7 +514,7 @@ class World:
     rows: dict[Person, IdentityMapping] = field(default_factory=dict)
     ledger: set[str] = field(default_factory=set)
     alive: set[str] = field(default_factory=set)
-    served: set[str] = field(default_factory=set)  # Identities that had a token from us.
+    served: set[str] = field(default_factory=set)  # Identities for which we issued a token.
     recorded: set[str] = field(default_factory=set)  # Ever in a row or in the ledger.
     made: int = 0
     writes: int = 0
@@ -576,7 +576,7 @@ class Process:
     def __init__(self, world: World, gate: Gate) -> None:
         self.world = world
         self._gate = gate
-        # The two classes have the methods that are called, and nothing else.
+        # This class has exactly the methods of the two classes that are called.
         services: dict[str, Any] = {"acs": self, "mappings": self}
         self._identities = Identities(**services, clock=world.clock, poll_seconds=0)
         self._pruner = Pruner(

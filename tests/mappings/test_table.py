@@ -81,7 +81,7 @@ class TestRoundTrip:
             pytest.param({}, id="active"),
             pytest.param({"state": State.CREATING, "acs_id": ""}, id="creating"),
             pytest.param({"state": State.DELETING}, id="deleting"),
-            pytest.param({"state": State.DELETING, "acs_id": ""}, id="deleting, never made"),
+            pytest.param({"state": State.DELETING, "acs_id": ""}, id="deleting, never created"),
             pytest.param({"generation": 7}, id="seventh"),
             pytest.param({"revoked_before": datetime(2026, 1, 2, 3, 4, 5, 6, UTC)}, id="revoked"),
             pytest.param({"lease_until": datetime(2026, 1, 2, 3, 4, 5, 6, UTC)}, id="leased"),
@@ -118,7 +118,7 @@ class TestRoundTrip:
         names = "PartitionKey RowKey state acsId generation attempt createdOn lastUsedOn schema"
         assert set(names.split()) == set(row)
 
-    async def test_insert_is_for_the_first(
+    async def test_only_the_first_insert_succeeds(
         self, mappings: IdentityMappings, person: Person, now: datetime
     ) -> None:
         """If another writer was first, nothing is written."""
@@ -138,7 +138,7 @@ class TestRoundTrip:
         assert await mappings.change(before, generation=3) is None
         assert changed == await mappings.read(person)
 
-    async def test_change_of_what_is_gone(
+    async def test_change_of_a_deleted_row(
         self, store: Store, mappings: IdentityMappings, person: Person, now: datetime
     ) -> None:
         """A change of a row that was removed does not bring it back."""
@@ -231,7 +231,7 @@ class TestAbsence:
         with pytest.raises(StorageUnavailableError):
             await method[1](store.mappings, person, now)
 
-    async def test_not_found_by_somebody_else(
+    async def test_404_from_another_service(
         self, store: Store, person: Person, now: datetime, method: tuple[str, Call]
     ) -> None:
         """Nor does a 404 that is not Table Storage's own."""
@@ -280,7 +280,9 @@ class TestRetries:
         assert 3 == store.faults.count("table_read")
 
     @pytest.mark.parametrize("status", [400, 401, 403])
-    async def test_not_again(self, store: Store, person: Person, status: int) -> None:
+    async def test_lasting_failure_is_not_retried(
+        self, store: Store, person: Person, status: int
+    ) -> None:
         """Lasting failures are not retried."""
         store.faults.fail_next("table_read", status=status)
 
@@ -300,7 +302,7 @@ class TestRetries:
         "fault",
         [
             pytest.param({"reset": True, "after": True}, id="reply lost"),
-            pytest.param({"status": 503, "after": True}, id="done, and said to have failed"),
+            pytest.param({"status": 503, "after": True}, id="done, but answered as failed"),
             pytest.param({"status": 500}, id="failed"),
             pytest.param({"truncate": 5}, id="reply truncated"),
             pytest.param({"delay": 1.6}, id="done later"),
@@ -321,7 +323,7 @@ class TestRetries:
         assert 2 == changed.generation
         assert changed == await store.mappings.read(person)
 
-        # What comes late finds another etag.
+        # The delayed update finds another etag.
         await asyncio.sleep(fault.get("delay", 0) / 4)
         again = await store.mappings.change(changed, generation=3)
         assert again == await store.mappings.read(person)
@@ -368,7 +370,7 @@ class TestRetries:
             await store.mappings.insert(mapping_of(person, now))
         assert 1 == store.faults.count("table_insert")
 
-    async def test_orphan_is_entered_in_spite_of(self, store: Store, now: datetime) -> None:
+    async def test_adding_an_orphan_is_retried(self, store: Store, now: datetime) -> None:
         """Adding an orphan is retried, so that it is not lost."""
         store.faults.fail_next("table_update", reset=True)
 
@@ -455,7 +457,7 @@ class TestUnreadable:
         assert before == await store.all_rows()
         assert not any(other.object_id in line for line in caplog.messages)
 
-    async def test_mentioned(
+    async def test_unreadable_row_is_logged(
         self, store: Store, person: Person, now: datetime, caplog: pytest.LogCaptureFixture
     ) -> None:
         """An operator is told whose row cannot be read."""

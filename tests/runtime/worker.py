@@ -21,7 +21,7 @@ import azure_functions_runtime as runtime
 from azure_functions_runtime.bindings.datumdef import Datum
 from azure_functions_runtime.native_invocation import invocation_request_native
 
-# The wheel keeps its generated messages among its tests.
+# The wheel has its generated messages in its tests.
 sys.path.append(str(distribution("azure-functions-runtime-v1").locate_file("tests")))
 
 import protos  # type: ignore[import-not-found]  # found on the path that was added
@@ -113,7 +113,7 @@ async def invoke_and_listen(function: Any, log: HostLog) -> None:
     empty = Datum("", "string")
     http = {"method": Datum("GET", "string"), "url": Datum("http://localhost/", "string")}
     http |= {name: {} for name in ("headers", "query", "params")} | {"body": empty}
-    # In a task of its own, as the worker's `run_coroutine_threadsafe` makes one.
+    # In its own task, as in the worker, which calls `run_coroutine_threadsafe`.
     await asyncio.create_task(
         invocation_request_native(
             invocation_id, function.function_id, [("req", Datum(http, "http"))], {}

@@ -646,7 +646,7 @@ class TestIdentities:
             pytest.param({"scopes": ["voip"], "expiresInMinutes": True}, id="minutes true"),
         ],
     )
-    async def test_refused_too(self, wire: Wire, body: object) -> None:
+    async def test_other_bad_bodies(self, wire: Wire, body: object) -> None:
         """Other bad input is a validation error, as far as is known."""
         _, answer, _ = await wire.ask("POST", "/identities")
         path = f"/identities/{answer['identity']['id']}/:issueAccessToken"
@@ -742,8 +742,8 @@ class TestAssignments:
         [
             pytest.param(assignment(CONTOSO, "tenant"), {}, 200, id="tenant"),
             pytest.param(assignment("g", "group"), {"groups": ["g"]}, 200, id="group"),
-            pytest.param(assignment("g", "group"), {}, 403, id="no member"),
-            pytest.param(assignment(ADA, "tenant"), {}, 403, id="a user is no tenant"),
+            pytest.param(assignment("g", "group"), {}, 403, id="not a member"),
+            pytest.param(assignment(ADA, "tenant"), {}, 403, id="user id as tenant"),
             pytest.param(assignment(ADA, "user"), {"azp": "other"}, 403, id="other app"),
             pytest.param(assignment(ADA, "user"), {"azp": None, "appid": APP}, 200, id="v1 token"),
             pytest.param(assignment(ADA, "user"), {"tid": "other"}, 403, id="other tenant"),

@@ -354,7 +354,7 @@ class TestTokens:
             pytest.param({"claims": {"nbf": 9999999999}}, id="not yet"),
             pytest.param({"claims": {"tid": FABRIKAM.tenant_id}}, id="issuer of another tenant"),
             pytest.param({"claims": {"tid": "northwind.example"}}, id="unknown tenant"),
-            pytest.param({"claims": {"exp": None}}, id="for ever"),
+            pytest.param({"claims": {"exp": None}}, id="without expiry"),
             pytest.param({"header": {"kid": "unknown"}}, id="unknown key"),
             pytest.param({"header": {"kid": None}}, id="no key"),
             pytest.param({"header": {"alg": "none"}}, id="no algorithm"),
@@ -401,7 +401,7 @@ class TestKeys:
         entra.withdraw_key("odd")
         assert "odd" not in {key.kid for key in entra.keys}
 
-    async def test_key_of_ones_own(self, entra: EntraEmulator) -> None:
+    async def test_unpublished_key(self, entra: EntraEmulator) -> None:
         """A token signed with an unpublished key has the current key's id."""
         token = entra.issue_access_token(key=rsa.generate_private_key(65537, 2048))
 
@@ -560,7 +560,7 @@ class TestSignIn:
         [
             pytest.param({"client_id": DAEMON.client_id}, 50194, id="app of one tenant"),
             pytest.param({"client_id": ADA.object_id}, 700016, id="unknown app"),
-            pytest.param({"client_id": BROKER.client_id}, 50011, id="app nobody signs in to"),
+            pytest.param({"client_id": BROKER.client_id}, 50011, id="app without sign-in"),
             pytest.param({"client_id": None}, 900144, id="no app"),
             pytest.param({"redirect_uri": None}, 900144, id="no redirect URI"),
             pytest.param({"redirect_uri": "https://a.example/"}, 50011, id="foreign address"),
@@ -596,7 +596,7 @@ class TestSignIn:
         assert (error, "a state") == (back["error"], back["state"])
         assert back["error_description"].startswith(f"AADSTS{number}: ")
 
-    async def test_code_is_for_once(self, browser: Browser) -> None:
+    async def test_code_can_be_redeemed_once(self, browser: Browser) -> None:
         """A code cannot be redeemed again."""
         code = (await browser.sign_in(ADA.object_id))["code"]
         await browser.redeem_code(code)
@@ -892,10 +892,14 @@ class TestTokenEndpoint:
             pytest.param(
                 {"grant_type": "urn:ietf:params:oauth:grant-type:jwt-bearer"},
                 *(400, "invalid_request", 900144),
-                id="on behalf of nobody",
+                id="no assertion",
             ),
             pytest.param(
-                {"tenant": FABRIKAM.tenant_id}, 400, "unauthorized_client", 700016, id="foreign"
+                {"tenant": FABRIKAM.tenant_id},
+                400,
+                "unauthorized_client",
+                700016,
+                id="app of another tenant",
             ),
             pytest.param(
                 {"tenant": "northwind.example"}, 400, "invalid_tenant", 90002, id="no such tenant"

@@ -79,7 +79,7 @@ class TestClients:
     async def test_token(self, entra: EntraEmulator, options: Any, principal: Any) -> None:
         """Both credentials get an app-only token of Contoso's for the requested resource."""
         if "mi_res_id" in options.get("identity_config", {}):
-            # The synchronous credential has another word for it.
+            # The synchronous credential has another name for it.
             both = [await get_token_async(ACS, **options)]
             options = {"identity_config": {"resource_id": principal.resource_id}}
         else:
@@ -134,7 +134,7 @@ class TestClients:
 @pytest.mark.parametrize(
     ("changes", "status"),
     [
-        pytest.param({}, 200, id="as it should be"),
+        pytest.param({}, 200, id="valid"),
         pytest.param({"secret": "wrong"}, 401, id="wrong secret"),
         pytest.param({"secret": ""}, 401, id="no secret"),
         pytest.param({"api-version": "2017-09-01"}, 400, id="old version"),

@@ -316,7 +316,7 @@ class TestRoutes:
         """An unknown path is 404, without a body."""
         assert (404, "") == await get(host, target)
 
-    async def test_method_that_is_not_listed(self, http: ClientSession) -> None:
+    async def test_unlisted_method(self, http: ClientSession) -> None:
         """The real host has no 405: the method is part of the route."""
         assert 404 == (await http.delete("/api/echo")).status
 
@@ -465,7 +465,7 @@ class TestCors:
             assert "https://one.example" == each.headers["Access-Control-Allow-Origin"]
         assert ["Accept", "Origin"] == answers[0].headers.getall("Vary")
 
-    async def test_options_of_its_own(self, http: ClientSession) -> None:
+    async def test_options_without_preflight(self, http: ClientSession) -> None:
         """OPTIONS that is not a preflight is treated as any other method."""
         assert (
             404
@@ -537,7 +537,7 @@ class TestProcess:
             pytest.param({"SCHEDULE": 5}, "SCHEDULE must be a string", id="number"),
         ],
     )
-    def test_settings_that_do_not_fit(
+    def test_bad_schedule_settings(
         self, tmp_path: Path, change: dict[str, Any], message: str
     ) -> None:
         """An app that cannot be served ends the start, with the reason."""
