@@ -344,7 +344,6 @@ class TestTokenRequest:
         ("body", "scopes", "minutes"),
         [
             (b"", None, None),
-            (b" \n", None, None),
             (b"{}", None, None),
             (b' {"scopes": ["chat", "chat"]} ', {"chat"}, None),
             (b'{"expiresInMinutes": 60}', None, 60),
@@ -359,6 +358,7 @@ class TestTokenRequest:
         "body",
         [
             b"[]",
+            b" \n",
             b'{"scopes": "voip"}',
             b'{"scopes": []}',
             b'{"scopes": [1]}',
