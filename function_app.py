@@ -5,18 +5,24 @@ from __future__ import annotations
 import functools
 import logging
 import os
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import azure.functions as func
 
-from shared.broker import user_json
+from shared.broker import REVOKED_WITHIN, user_json
 from shared.http import (
     TokenRequest,
+    UsersQuery,
+    adopted_identity,
     answers_problems,
     bearer_token,
+    continuation_token,
+    done,
     json_document,
     json_response,
+    person_of,
     refuse_input,
 )
 from shared.services import build_services
@@ -27,6 +33,7 @@ if TYPE_CHECKING:
 # The SDKs log at least one line for each request that they make.
 logging.getLogger("azure").setLevel(logging.WARNING)
 logger = logging.getLogger("broker")
+SWEEP_SCHEDULE = "0 */5 * * * *"  # Every five minutes.
 
 app = func.FunctionApp(http_auth_level=func.AuthLevel.ANONYMOUS)
 
@@ -41,18 +48,87 @@ async def token(req: func.HttpRequest) -> func.HttpResponse:
     return json_response(issued.as_json())
 
 
-@app.route(route="user")
-@answers_problems("GET", "POST", event="user_read")
-async def user(req: func.HttpRequest) -> func.HttpResponse:
-    """Read the caller's ACS identity, or create it."""
+@app.route(route="token/revoke")
+@answers_problems("POST", event="tokens_revoked")
+async def token_revoke(req: func.HttpRequest) -> func.HttpResponse:
+    """Sign the caller out everywhere: revoke all of the caller's ACS access tokens."""
     access_token = bearer_token(req.headers)
     caller = await services().broker.authenticate(access_token)
     refuse_input(req)
+    return done(await services().broker.revoke(caller), REVOKED_WITHIN)
+
+
+@app.route(route="user")
+@answers_problems(
+    *("GET", "POST", "DELETE"),
+    event={"GET": "user_read", "POST": "user_read", "DELETE": "user_erased"},
+)
+async def user(req: func.HttpRequest) -> func.HttpResponse:
+    """Read the caller's ACS identity, create it or erase it."""
+    access_token = bearer_token(req.headers)
+    caller = await services().broker.authenticate(access_token)
+    refuse_input(req)
+    if req.method == "DELETE":
+        return done(await services().broker.erase(caller))
     if req.method == "POST":
         acs_id = await services().broker.create_user(caller)
     else:
         acs_id = await services().broker.find_user(caller)
     return json_response({"user": user_json(acs_id)})
+
+
+@app.route(route="users")
+@answers_problems("GET", event="users_listed")
+async def users(req: func.HttpRequest) -> func.HttpResponse:
+    """List a tenant's people, or find the one who has an ACS identity."""
+    access_token = bearer_token(req.headers)
+    administrator = await services().broker.authenticate_administrator(access_token)
+    listing = await services().directory.find(administrator, UsersQuery.parse(req))
+    body: dict[str, object] = {"users": listing.users}
+    if listing.following is not None:
+        body["continuationToken"] = continuation_token(listing.following)
+    return json_response(body)
+
+
+@app.route(route="users/{tenantId}/{objectId}")
+@answers_problems(
+    *("GET", "PUT", "DELETE"),
+    event={"GET": "user_looked_up", "PUT": "user_adopted", "DELETE": "user_erased"},
+)
+async def users_one(req: func.HttpRequest) -> func.HttpResponse:
+    """Show a person's mapping, bring an existing identity along, or erase the person."""
+    access_token = bearer_token(req.headers)
+    administrator = await services().broker.authenticate_administrator(access_token)
+    person = person_of(req)
+    directory = services().directory
+    if req.method == "PUT":
+        created = await directory.adopt(administrator, person, adopted_identity(req))
+        status = HTTPStatus.CREATED if created else HTTPStatus.OK
+        return json_response(await directory.read(administrator, person), status)
+    refuse_input(req)
+    if req.method == "DELETE":
+        return done(await directory.erase(administrator, person))
+    return json_response(await directory.read(administrator, person))
+
+
+@app.route(route="users/{tenantId}/{objectId}/revoke")
+@answers_problems("POST", event="tokens_revoked")
+async def users_one_revoke(req: func.HttpRequest) -> func.HttpResponse:
+    """Sign a person out everywhere."""
+    access_token = bearer_token(req.headers)
+    administrator = await services().broker.authenticate_administrator(access_token)
+    refuse_input(req)
+    return done(await services().directory.revoke(administrator, person_of(req)), REVOKED_WITHIN)
+
+
+@app.route(route="users/{tenantId}/{objectId}/renew")
+@answers_problems("POST", event="identity_renewed")
+async def users_one_renew(req: func.HttpRequest) -> func.HttpResponse:
+    """Give a person a new identity in place of one that ACS no longer knows."""
+    access_token = bearer_token(req.headers)
+    administrator = await services().broker.authenticate_administrator(access_token)
+    refuse_input(req)
+    return json_response(await services().directory.renew(administrator, person_of(req)))
 
 
 @app.route(route="health")
@@ -83,6 +159,12 @@ async def prune_mappings(timer: func.TimerRequest) -> None:
     if timer.past_due:
         logger.warning("prune_past_due")
     await services().pruner.run()
+
+
+@app.timer_trigger(arg_name="timer", schedule=SWEEP_SCHEDULE, run_on_startup=False)
+async def sweep_ledger(timer: func.TimerRequest) -> None:  # noqa: ARG001 - the host passes it
+    """Finish erasures and revocations, and delete the identities in the ledger."""
+    await services().sweeper.run()
 
 
 @functools.cache

@@ -38,6 +38,14 @@ param entraRequiredScope string = 'access_as_user'
 @description('Client ids of the apps that may call; empty: all that have the scope.')
 param entraAllowedClientIds string[] = []
 
+@description('App role that administrators must have, users and apps alike. The registration of entra.bicep has Mappings.Admin.')
+@minLength(1)
+@maxLength(120)
+param entraAdminRole string = 'Mappings.Admin'
+
+@description('Id of the tenant whose administrators administer all tenants that are served; empty: each tenant\'s administrators administer that tenant alone.')
+param entraOperatorTenantId string = ''
+
 @description('Resource id of an ACS resource to use instead of a new one.')
 param communicationServiceId string = ''
 
@@ -416,6 +424,8 @@ module app 'modules/app.bicep' = {
     entraAudience: entraApplicationIdUri
     entraRequiredScope: entraRequiredScope
     entraAllowedClientIds: entraAllowedClientIds
+    entraAdminRole: entraAdminRole
+    entraOperatorTenantId: entraOperatorTenantId
     tokens: tokens
     prune: prune
     allowedOrigins: allowedOrigins

@@ -1,4 +1,4 @@
-"""What the broker does for a caller: authenticate, issue a token, read or create the identity."""
+"""What the broker does for a caller: issue a token, read, create or erase the identity, revoke."""
 
 from __future__ import annotations
 
@@ -7,38 +7,55 @@ import base64
 import json
 import math
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 from shared import audit
 from shared.acs.identity import AcsToken
 from shared.errors import (
     BrokerError,
+    IdentityGoneError,
     InvalidRequestError,
     RevokedTokenError,
     ScopeNotAllowedError,
+    StorageUnavailableError,
     UserNotFoundError,
 )
-from shared.mappings.identities import utc_now
-from shared.mappings.table import IdentityMapping
+from shared.mappings.identities import refuse_gone
 from shared.rate_limit import RateLimit
 from shared.single_flight import SingleFlight
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from datetime import datetime, timedelta
 
     from shared.acs.identity import AcsIdentity
-    from shared.entra.access_tokens import AccessTokenValidator, Caller
+    from shared.entra.access_tokens import AccessTokenValidator, Administrator, Caller
     from shared.entra.signing_keys import SigningKeys
     from shared.http import TokenRequest
     from shared.identifiers import Person
+    from shared.mappings.endings import Endings
     from shared.mappings.identities import Identities
-    from shared.mappings.table import IdentityMappings
+    from shared.mappings.table import IdentityMapping, IdentityMappings
     from shared.settings import AcsSettings
+
+    Issue = Callable[[str], Awaitable[AcsToken]]
 
 MAX_REMEMBERED = 50_000
 READY_SECONDS = 10
+# ACS may take 15 minutes until it refuses a token that was revoked, and nobody can hurry it:
+# https://learn.microsoft.com/azure/communication-services/concepts/authentication
+REVOKED_WITHIN = {"Revoked-Within": "900"}
+# For so long after a mark, a token is issued only after the row was read: one that was issued
+# beside it might have been caught by the second revocation.
+RECENTLY = timedelta(minutes=10)
+
+
+def utc_now() -> datetime:
+    """Return the current time, in UTC."""
+    return datetime.now(UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +89,7 @@ class Broker:
         settings: AcsSettings,
         validator: AccessTokenValidator,
         identities: Identities,
+        endings: Endings,
         acs: AcsIdentity,
         mappings: IdentityMappings,
         keys: SigningKeys,
@@ -81,13 +99,15 @@ class Broker:
         self._settings = settings
         self._validator = validator
         self._identities = identities
+        self._endings = endings
         self._acs = acs
         self._mappings = mappings
         self._keys = keys
         self._clock = clock
         self._monotonic = monotonic
         self._rate_limit = RateLimit(clock=monotonic)
-        self._issuing = SingleFlight[tuple[IdentityMapping, AcsToken]]()
+        self._administrators_limit = RateLimit(clock=monotonic, burst=300, per_second=10)
+        self._issuing = SingleFlight[AcsToken]()
         self._known_ids: dict[Person, str] = {}
         self._probing = SingleFlight[BrokerError | None]()
         self._probed: BrokerError | None = None
@@ -105,6 +125,18 @@ class Broker:
         self._rate_limit.take(caller.person)
         return caller
 
+    async def authenticate_administrator(self, access_token: str) -> Administrator:
+        """Return the administrator that an Entra access token was issued for.
+
+        Raises:
+            AdminRequiredError: the caller does not have the app role. Others as `authenticate`.
+        """
+        administrator = await self._validator.validate_administrator(
+            access_token, now=self._clock()
+        )
+        self._administrators_limit.take(administrator.person)
+        return administrator
+
     async def issue(self, caller: Caller, request: TokenRequest) -> IssuedToken:
         """Issue an ACS token for the caller; the first call creates the ACS identity.
 
@@ -117,33 +149,39 @@ class Broker:
         """
         scopes = granted_scopes(request.scopes, self._settings)
         lifetime = granted_lifetime(request.lifetime, self._settings)
-        mapping, token = await self._issuing.run(
-            (caller.person, caller.issued_at, scopes, lifetime),
-            lambda: self._issue(caller, scopes, lifetime),
-        )
-        audit.note(acs_id=mapping.acs_id, scopes=",".join(sorted(scopes)))
-        return IssuedToken(token.token, token.expires_on, mapping.acs_id)
+        acs_id, token = await self._issue(caller, scopes, lifetime)
+        audit.note(acs_id=acs_id, scopes=",".join(sorted(scopes)))
+        return IssuedToken(token.token, token.expires_on, acs_id)
 
     async def find_user(self, caller: Caller) -> str:
         """Return the caller's ACS identity.
 
         Raises:
             UserNotFoundError: the caller has no ACS identity.
-            RevokedTokenError, StorageUnavailableError: as `issue` does.
+            RevokedTokenError, IdentityGoneError, StorageUnavailableError: as `issue` does.
         """
-        mapping = await self._identities.find(caller.person)
+        mapping = await self._identities.find(caller.person, admit=partial(refuse_revoked, caller))
         if mapping is None:
             raise UserNotFoundError("no active mapping")
-        refuse_revoked(caller, mapping)
         audit.note(acs_id=mapping.acs_id)
         return mapping.acs_id
 
     async def create_user(self, caller: Caller) -> str:
         """Return the caller's ACS identity; create it if necessary. Raises as `issue` does."""
-        mapping = await self._identities.get_or_create(caller.person)
-        refuse_revoked(caller, mapping)
+        mapping = await self._mapping(caller)
+        refuse_gone(mapping)
         audit.note(acs_id=mapping.acs_id)
         return mapping.acs_id
+
+    async def revoke(self, caller: Caller) -> bool:
+        """Sign the caller out everywhere; True if ACS has been told. Raises as `Endings.revoke`."""
+        return await self._endings.revoke(caller.person, admit=partial(refuse_revoked, caller))
+
+    async def erase(self, caller: Caller) -> bool:
+        """Erase the caller's identity; True if it is done. Raises as `Endings.erase`."""
+        return await self._endings.erase(
+            caller.person, reason="erased_by_user", admit=partial(refuse_revoked, caller)
+        )
 
     async def check_ready(self) -> None:
         """Raise KeysUnavailableError or StorageUnavailableError if tokens cannot be issued.
@@ -166,38 +204,87 @@ class Broker:
             return error
         return None
 
+    async def _mapping(self, caller: Caller) -> IdentityMapping:
+        admit = partial(refuse_revoked, caller)
+        return await self._identities.get_or_create(caller.person, admit=admit)
+
     async def _issue(
         self, caller: Caller, scopes: frozenset[str], lifetime: timedelta
-    ) -> tuple[IdentityMapping, AcsToken]:
+    ) -> tuple[str, AcsToken]:
         """Read the row and, if the identity is known already, issue the token at the same time.
 
-        A token issued early is thrown away unless the row names the same identity, and the caller's
-        Entra token has not been revoked.
+        A token issued early is thrown away unless the row, read after the request began, names the
+        same identity, and the caller's Entra token has not been revoked.
         """
         person = caller.person
-
-        def issue(acs_id: str) -> Awaitable[AcsToken]:
-            return self._acs.issue(acs_id, scopes=scopes, lifetime=lifetime, now=self._clock())
-
-        # Put back below, on success: for a caller who was refused, no token is issued early again.
-        known_id = self._known_ids.pop(person, None)
-        if known_id is not None:
-            mapping, early = await asyncio.gather(
-                self._identities.get_or_create(person), issue(known_id), return_exceptions=True
-            )
-            if isinstance(mapping, BaseException):
-                raise mapping
+        issue = partial(self._issue_for, caller=caller, scopes=scopes, lifetime=lifetime)
+        known_id = self._known_ids.get(person)
+        early: AcsToken | BaseException | None = None
+        mapping: IdentityMapping | BaseException
+        if known_id is None:
+            mapping = await self._mapping(caller)
         else:
-            mapping, early = await self._identities.get_or_create(person), None
-        refuse_revoked(caller, mapping)
-        if early is None or mapping.acs_id != known_id:
-            early = await issue(mapping.acs_id)
-        if isinstance(early, BaseException):
+            mapping, early = await asyncio.gather(
+                self._mapping(caller), issue(known_id), return_exceptions=True
+            )
+        if isinstance(mapping, BaseException):
+            # For a caller who was refused, no token is issued early again.
+            self._known_ids.pop(person, None)
+            raise mapping
+        if early is None or mapping.acs_id != known_id or _is_recently_revoked(mapping):
+            mapping, token = await self._issue_late(caller, mapping, issue)
+        elif isinstance(early, IdentityGoneError):
+            mapping, token = await self._issue_healed(caller, mapping, issue)
+        elif isinstance(early, BaseException):
             raise early
-        self._known_ids[person] = mapping.acs_id
+        else:
+            token = early
+        if mapping.gone_on is not None:
+            with suppress(StorageUnavailableError):  # ACS knows it after all.
+                await self._mappings.change(mapping, gone_on=None)
+        self._remember(person, mapping.acs_id)
+        return mapping.acs_id, token
+
+    async def _issue_late(
+        self, caller: Caller, mapping: IdentityMapping, issue: Issue
+    ) -> tuple[IdentityMapping, AcsToken]:
+        try:
+            return mapping, await issue(mapping.acs_id)
+        except IdentityGoneError:
+            return await self._issue_healed(caller, mapping, issue)
+
+    async def _issue_healed(
+        self, caller: Caller, mapping: IdentityMapping, issue: Issue
+    ) -> tuple[IdentityMapping, AcsToken]:
+        """Give up an identity that ACS does not know, if that is allowed, and issue for a new one.
+
+        Raises:
+            IdentityGoneError: the person has to wait for the operator.
+        """
+        self._known_ids.pop(caller.person, None)
+        await self._endings.heal(mapping)
+        mapping = await self._mapping(caller)
+        return mapping, await issue(mapping.acs_id)
+
+    async def _issue_for(
+        self, acs_id: str, *, caller: Caller, scopes: frozenset[str], lifetime: timedelta
+    ) -> AcsToken:
+        """Issue a token; requests with the same Entra token for the same share one call of ACS.
+
+        That is safe although the call may have begun earlier: whether the token may be handed out,
+        each request decides by the row that it reads itself.
+        """
+        return await self._issuing.run(
+            (acs_id, caller.issued_at, scopes, lifetime),
+            lambda: self._acs.issue(acs_id, scopes=scopes, lifetime=lifetime, now=self._clock()),
+        )
+
+    def _remember(self, person: Person, acs_id: str) -> None:
+        """Remember whose identity it is, so that the next token can be issued early."""
+        self._known_ids.pop(person, None)
+        self._known_ids[person] = acs_id
         if len(self._known_ids) > MAX_REMEMBERED:
             del self._known_ids[next(iter(self._known_ids))]
-        return mapping, early
 
 
 def granted_scopes(asked: frozenset[str] | None, settings: AcsSettings) -> frozenset[str]:
@@ -224,6 +311,11 @@ def granted_lifetime(asked: timedelta | None, settings: AcsSettings) -> timedelt
     if asked > settings.max_lifetime:
         raise InvalidRequestError("expiresInMinutes above ACS_TOKEN_MAX_LIFETIME_MINUTES")
     return asked
+
+
+def _is_recently_revoked(mapping: IdentityMapping) -> bool:
+    mark = mapping.revoked_before
+    return mark is not None and mapping.now < mark + RECENTLY
 
 
 def refuse_revoked(caller: Caller, mapping: IdentityMapping) -> None:

@@ -7,12 +7,13 @@ for the log, and never leaves the service.
     ├── 400 InvalidRequestError
     ├── 401 MissingTokenError, InvalidTokenError ── RevokedTokenError
     ├── 403 TenantNotAllowedError, InsufficientScopeError, ClientNotAllowedError,
-    │       ScopeNotAllowedError
-    ├── 404 UserNotFoundError, 409 IdentityGoneError
+    │       ScopeNotAllowedError, AdminRequiredError
+    ├── 404 UserNotFoundError, 409 ConflictError
     ├── 405 MethodNotAllowedError, 413 PayloadTooLargeError, 415 UnsupportedMediaTypeError
     ├── 429 RateLimitedError
     ├── 500 InternalError
-    ├── 502 UpstreamAuthError, UpstreamBadResponseError
+    ├── 502 UpstreamAuthError, UpstreamBadResponseError,
+    │       IdentityGoneError ── ForeignIdentityError
     ├── 503 MisconfiguredError, KeysUnavailableError, StorageUnavailableError,
     │       UpstreamUnavailableError, UpstreamThrottledError, BusyError
     └── 504 UpstreamTimeoutError
@@ -139,20 +140,44 @@ class ScopeNotAllowedError(BrokerError):
     description = "This service does not grant all of the ACS scopes that were asked for."
 
 
+class AdminRequiredError(BrokerError):
+    """The access token is good, but is not that of an administrator of the tenant concerned."""
+
+    status = HTTPStatus.FORBIDDEN
+    code = "admin_required"
+    description = "This needs the access token of an administrator of the tenant concerned."
+
+
 class UserNotFoundError(BrokerError):
-    """The caller has no ACS identity yet."""
+    """The person has no ACS identity."""
 
     status = HTTPStatus.NOT_FOUND
     code = "user_not_found"
-    description = "This person has no ACS identity yet. POST /api/user creates one."
+    description = "This person has no ACS identity. The person's own POST /api/user creates one."
 
 
 class IdentityGoneError(BrokerError):
     """ACS no longer knows the identity that is stored for the caller."""
 
-    status = HTTPStatus.CONFLICT
+    status = HTTPStatus.BAD_GATEWAY
     code = "identity_gone"
     description = "ACS no longer knows this person's identity. The operator has to look into it."
+    retry_after = 60
+
+
+class ForeignIdentityError(IdentityGoneError):
+    """The identity that is stored for somebody belongs to another ACS resource than ours."""
+
+
+class ConflictError(BrokerError):
+    """What is asked for does not fit what is stored."""
+
+    status = HTTPStatus.CONFLICT
+    code = "conflict"
+    description = (
+        "The person has another identity, somebody else has this one, it belongs to another ACS"
+        " resource, or it does not need to be renewed."
+    )
 
 
 class MethodNotAllowedError(BrokerError):
@@ -269,11 +294,11 @@ class UpstreamThrottledError(BrokerError):
 
 
 class BusyError(BrokerError):
-    """Another request is creating or deleting this person's identity right now."""
+    """Another request is at work on this person's identity right now."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     code = "busy"
-    description = "This person's identity is being created or deleted right now."
+    description = "This person's identity is being created, or the person was just signed out."
     retry_after = 2
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import functools
 import json
 import logging
@@ -30,6 +31,7 @@ from shared.errors import (
     UnsupportedMediaTypeError,
     UpstreamTimeoutError,
 )
+from shared.identifiers import ACS_ID, GUID, Person
 from shared.settings import ACS_SCOPES, LIFETIME_MINUTES
 
 if TYPE_CHECKING:
@@ -41,6 +43,9 @@ if TYPE_CHECKING:
 REALM = "acs-token-broker"
 MAX_BODY_BYTES = 16 * 1024
 MAX_SCOPES = 16
+DEFAULT_LIMIT, MAX_LIMIT = 100, 1000
+USERS_PARAMETERS = {"tenantId", "state", "communicationUserId", "continuationToken", "limit"}
+STATES = {"creating", "active", "deleting", "erased", "broken"}
 # A caller has an answer within 8 seconds; half a second is left for the host and the network.
 DEADLINE_SECONDS = 7.5
 COMMON_HEADERS = {
@@ -54,6 +59,7 @@ COMMON_HEADERS = {
 
 logger = logging.getLogger("broker.http")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+POSITION = re.compile(r"[A-Za-z0-9_!-]{1,200}")  # Table Storage encodes the keys in its tokens.
 _OTHER_SCHEME = re.compile(r"(?!bearer)[A-Za-z][A-Za-z0-9-]*( .*)?", re.IGNORECASE | re.DOTALL)
 
 
@@ -104,6 +110,97 @@ class TokenRequest:
             scopes=_scopes(asked["scopes"]) if "scopes" in asked else None,
             lifetime=_lifetime(asked["expiresInMinutes"]) if "expiresInMinutes" in asked else None,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class UsersQuery:
+    """Which people an administrator asks for."""
+
+    tenant_id: str  # Empty: the administrator's own, or any for an ACS identity.
+    state: str | None
+    acs_id: str
+    start: dict[str, str] | None
+    limit: int
+
+    @classmethod
+    def parse(cls, req: func.HttpRequest) -> UsersQuery:
+        """Read the query.
+
+        Raises:
+            InvalidRequestError: a parameter is unknown, or its value has the wrong form.
+        """
+        asked = _query_parameters(req)
+        if not asked.keys() <= USERS_PARAMETERS:
+            raise InvalidRequestError("an unknown parameter")
+        acs_id = asked.get("communicationUserId", "")
+        if acs_id and not ACS_ID.fullmatch(acs_id):
+            raise InvalidRequestError("communicationUserId is not an ACS identity")
+        if acs_id and asked.keys() - {"communicationUserId", "tenantId"}:
+            raise InvalidRequestError("communicationUserId goes with tenantId only")
+        state = asked.get("state")
+        if state is not None and state not in STATES:
+            raise InvalidRequestError("state is not a state of a mapping")
+        limit = asked.get("limit", str(DEFAULT_LIMIT))
+        if not re.fullmatch(r"[1-9][0-9]{0,3}", limit) or int(limit) > MAX_LIMIT:
+            raise InvalidRequestError("limit is not a whole number from 1 to 1000")
+        token = asked.get("continuationToken")
+        return cls(
+            tenant_id=_guid(asked["tenantId"]) if "tenantId" in asked else "",
+            state=state,
+            acs_id=acs_id,
+            start=_position(token) if token else None,
+            limit=int(limit),
+        )
+
+
+def continuation_token(position: Mapping[str, str]) -> str:
+    """Return the opaque token that stands for a position in the list of people."""
+    return base64.urlsafe_b64encode(json.dumps(dict(position)).encode()).decode().rstrip("=")
+
+
+def _position(token: str) -> dict[str, str]:
+    try:
+        raw = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
+        position = strict_json.loads_object(raw)
+    except ValueError as exc:
+        raise InvalidRequestError("continuationToken is not one of ours") from exc
+    if position.keys() != {"PartitionKey", "RowKey"} or not all(
+        isinstance(value, str) and POSITION.fullmatch(value) for value in position.values()
+    ):
+        raise InvalidRequestError("continuationToken is not one of ours")
+    return position
+
+
+def person_of(req: func.HttpRequest) -> Person:
+    """Return the person that a route names.
+
+    Raises:
+        InvalidRequestError: an id is not a GUID.
+    """
+    return Person(_guid(req.route_params["tenantId"]), _guid(req.route_params["objectId"]))
+
+
+def adopted_identity(req: func.HttpRequest) -> str:
+    """Return the ACS identity in the body of a PUT.
+
+    Raises:
+        InvalidRequestError: the body is not `{"communicationUserId": "8:acs:..."}`.
+        UnsupportedMediaTypeError: it is not declared as JSON.
+    """
+    _refuse_query(req)
+    body = _body(req)
+    acs_id = body.get("communicationUserId")
+    if body.keys() != {"communicationUserId"} or not isinstance(acs_id, str):
+        raise InvalidRequestError("the body is not one communicationUserId")
+    if not ACS_ID.fullmatch(acs_id):
+        raise InvalidRequestError("communicationUserId is not an ACS identity")
+    return acs_id
+
+
+def _guid(text: str) -> str:
+    if not GUID.fullmatch(text.lower()):
+        raise InvalidRequestError("an id is not a GUID")
+    return text.lower()
 
 
 def refuse_input(req: func.HttpRequest) -> None:
@@ -177,9 +274,18 @@ def _lifetime(value: Any) -> timedelta:  # noqa: ANN401 - any JSON value
     return timedelta(minutes=float(value))
 
 
-def json_response(body: Mapping[str, object]) -> func.HttpResponse:
-    """Return 200 with a JSON body."""
-    return json_document(json.dumps(body))
+def json_response(
+    body: Mapping[str, object], status: HTTPStatus = HTTPStatus.OK
+) -> func.HttpResponse:
+    """Return a JSON body."""
+    return _response(status, json.dumps(body))
+
+
+def done(finished: bool, headers: Mapping[str, str] | None = None) -> func.HttpResponse:  # noqa: FBT001 - the answer is the whole meaning
+    """Return 204 for what is finished, and 202 for what is stored and will be finished."""
+    if finished:
+        return _response(HTTPStatus.NO_CONTENT, headers=headers)
+    return _response(HTTPStatus.ACCEPTED, json.dumps({"status": "accepted"}), headers=headers)
 
 
 def json_document(text: str) -> func.HttpResponse:
@@ -188,7 +294,7 @@ def json_document(text: str) -> func.HttpResponse:
 
 
 def answers_problems(
-    *methods: str, event: str | None = None, seconds: float = DEADLINE_SECONDS
+    *methods: str, event: str | Mapping[str, str] | None = None, seconds: float = DEADLINE_SECONDS
 ) -> Callable[[Handler], Endpoint]:
     """Turn a handler into a Functions endpoint that always gives an answer.
 
@@ -198,7 +304,8 @@ def answers_problems(
 
     Args:
         methods: those that the route takes. The host would answer others with an empty 404.
-        event: the audit line's event when all went well; None for routes that decide nothing.
+        event: the audit line's event when all went well, for each method if they differ; None for
+            routes that decide nothing.
         seconds: how long a request may take.
     """
 
@@ -213,7 +320,7 @@ def answers_problems(
                 response = _problem(error, trace_id)
                 _record_error(error, noted)
             elif event is not None and req.method != "OPTIONS":
-                audit.record(event, noted)
+                audit.record(event if isinstance(event, str) else event[req.method], noted)
             assert response is not None  # noqa: S101 - either an answer or an error
             return response
 

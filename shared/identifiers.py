@@ -18,3 +18,8 @@ class Person(NamedTuple):
 
     tenant_id: str
     object_id: str
+
+
+def resource_of(acs_id: str) -> str:
+    """Return the immutable id of the ACS resource that an identity belongs to."""
+    return acs_id.split(":")[2].partition("_")[0].lower()

@@ -16,13 +16,18 @@ from azure.identity.aio import DefaultAzureCredential, ManagedIdentityCredential
 from shared import audit
 from shared.acs.identity import AcsIdentity
 from shared.broker import Broker
+from shared.directory import Directory
 from shared.entra.access_tokens import AccessTokenValidator
 from shared.entra.signing_keys import SigningKeys
 from shared.errors import MisconfiguredError
+from shared.mappings.adoption import Adoption
+from shared.mappings.endings import Endings
 from shared.mappings.identities import Identities
+from shared.mappings.ledger import Ledger
 from shared.mappings.table import IdentityMappings
 from shared.prune import Pruner
 from shared.settings import Settings, SettingsError
+from shared.sweep import Sweeper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -42,7 +47,9 @@ class Services:
     """What the functions of one process call."""
 
     broker: Broker
+    directory: Directory
     pruner: Pruner
+    sweeper: Sweeper
 
 
 def build_services(env: Mapping[str, str]) -> Services:
@@ -57,24 +64,43 @@ def build_services(env: Mapping[str, str]) -> Services:
     def credential() -> AsyncTokenCredential:
         return _credential(env, settings.managed_identity_client_id)
 
-    mappings = _mappings(settings.mappings, credential)
+    tables = settings.mappings
+    mappings = IdentityMappings(_table_client(tables, tables.table, credential))
+    ledger = Ledger(_table_client(tables, f"{tables.table}Orphans", credential))
     acs = AcsIdentity(client=_acs_client(settings.acs, credential))
     keys = SigningKeys(
         session=aiohttp.ClientSession(auto_decompress=False),
         authority=settings.entra.authority,
         keys_of=settings.entra.keys_of,
     )
-    identities = Identities(acs=acs, mappings=mappings)
+    identities = Identities(acs=acs, mappings=mappings, ledger=ledger)
+    endings = Endings(acs=acs, mappings=mappings, ledger=ledger, identities=identities)
     broker = Broker(
         settings=settings.acs,
         validator=AccessTokenValidator(settings=settings.entra, keys=keys),
         identities=identities,
+        endings=endings,
         acs=acs,
         mappings=mappings,
         keys=keys,
     )
-    pruner = Pruner(settings=settings.prune, identities=identities, mappings=mappings)
-    return Services(broker, pruner)
+    directory = Directory(
+        settings=settings.acs,
+        acs=acs,
+        mappings=mappings,
+        ledger=ledger,
+        identities=identities,
+        endings=endings,
+        adoption=Adoption(acs=acs, mappings=mappings, ledger=ledger),
+    )
+    pruner = Pruner(
+        settings=settings.prune,
+        endings=endings,
+        mappings=mappings,
+        ledger=ledger,
+    )
+    sweeper = Sweeper(endings=endings, mappings=mappings, ledger=ledger)
+    return Services(broker, directory, pruner, sweeper)
 
 
 def _settings(env: Mapping[str, str]) -> Settings:
@@ -89,13 +115,6 @@ def _acs_client(settings: AcsSettings, credential: Credential) -> CommunicationI
     key = settings.access_key
     return CommunicationIdentityClient(
         settings.endpoint, AzureKeyCredential(key) if key else credential()
-    )
-
-
-def _mappings(settings: MappingsSettings, credential: Credential) -> IdentityMappings:
-    return IdentityMappings(
-        mappings=_table_client(settings, settings.table, credential),
-        orphans=_table_client(settings, f"{settings.table}Orphans", credential),
     )
 
 

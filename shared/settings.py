@@ -50,6 +50,8 @@ class EntraSettings:
     audiences: frozenset[str]
     required_scope: str
     allowed_client_ids: frozenset[str]
+    admin_role: str
+    operator_tenant_id: str | None  # Whose administrators may administer every tenant.
     authority: str  # `https://login.microsoftonline.com`, without a trailing slash.
 
     @property
@@ -188,6 +190,8 @@ def _duration(unit: timedelta, least: int, most: int) -> Callable[[str], timedel
 
 # scope-token, RFC 6749 section 3.3.
 _scope_token = _matching(r"[\x21\x23-\x5b\x5d-\x7e]+", "one scope, such as access_as_user")
+# The value of an app role: https://learn.microsoft.com/graph/api/resources/approle
+_app_role = _matching(r"[\x21\x23-\x5b\x5d-\x7e]{1,120}", "an app role, such as Mappings.Admin")
 # Table Storage allows 63 characters, and the ledger's name has eight more than this one.
 _table_name = _matching(
     r"[A-Za-z][A-Za-z0-9]{2,54}", "a table name: a letter, then 2 to 54 letters or digits"
@@ -201,12 +205,19 @@ _lifetime = _duration(timedelta(minutes=1), LIFETIME_MINUTES[0], LIFETIME_MINUTE
 
 def _entra(reader: _Reader) -> EntraSettings:
     client_id = reader.read("ENTRA_CLIENT_ID", _guid)
+    tenant_ids = reader.read("ENTRA_TENANT_IDS", _tenants)
+    operator_tenant_id = reader.read("ENTRA_OPERATOR_TENANT_ID", _guid, "") or None
+    served = {operator_tenant_id} - {CONSUMERS} if tenant_ids is None else tenant_ids
+    if operator_tenant_id and operator_tenant_id not in served:
+        reader.problems.append("ENTRA_OPERATOR_TENANT_ID is not one of ENTRA_TENANT_IDS")
     return EntraSettings(
         client_id=client_id,
-        tenant_ids=reader.read("ENTRA_TENANT_IDS", _tenants),
+        tenant_ids=tenant_ids,
         audiences=reader.read("ENTRA_AUDIENCES", _audiences, f"api://{client_id}"),
         required_scope=reader.read("ENTRA_REQUIRED_SCOPE", _scope_token, "access_as_user"),
         allowed_client_ids=reader.read("ENTRA_ALLOWED_CLIENT_IDS", _guids, ""),
+        admin_role=reader.read("ENTRA_ADMIN_ROLE", _app_role, "Mappings.Admin"),
+        operator_tenant_id=operator_tenant_id,
         authority=reader.read("ENTRA_AUTHORITY_HOST", entra_authority, f"https://{PUBLIC_CLOUD}"),
     )
 

@@ -26,7 +26,10 @@ from local.storage.azurite import azurite
 from local.storage.proxy import TableProxy
 from shared.acs.identity import AcsIdentity
 from shared.identifiers import Person
+from shared.mappings.adoption import Adoption
+from shared.mappings.endings import Endings
 from shared.mappings.identities import Identities
+from shared.mappings.ledger import Ledger
 from shared.mappings.table import IdentityMappings
 from shared.settings import EntraSettings
 from tests.emulated import BackgroundLoop, Clock, Store
@@ -77,6 +80,8 @@ def entra_settings() -> EntraSettings:
         audiences=frozenset(BROKER.uris),
         required_scope="access_as_user",
         allowed_client_ids=frozenset(),
+        admin_role="Mappings.Admin",
+        operator_tenant_id=None,
         authority="https://login.microsoftonline.com",
     )
 
@@ -109,9 +114,10 @@ def storage(background_loop: BackgroundLoop) -> Endpoints:
 
 
 @pytest.fixture
-async def tables(storage: Endpoints) -> AsyncIterator[TableProxy]:
-    """A proxy in front of Azurite, with the test's own faults."""
+async def tables(storage: Endpoints, clock: Clock) -> AsyncIterator[TableProxy]:
+    """A proxy in front of Azurite, with the test's own faults and clock."""
     proxy = TableProxy(storage.table)
+    proxy.clock = clock
     async with serve(proxy.application()) as url:
         proxy.url = url
         yield proxy
@@ -126,7 +132,7 @@ async def store(storage: Endpoints, tables: TableProxy) -> AsyncIterator[Store]:
     # As shared/services.py builds its clients.
     bounds: dict[str, Any] = {"retry_total": 0, "connection_timeout": 1, "read_timeout": 3}
     async with AsyncExitStack() as clients:
-        rows, ledger, mappings, orphans = [
+        rows, entries, mappings, ledger = [
             await clients.enter_async_context(
                 TableClient.from_connection_string(connection, table, **bounds)
             )
@@ -134,10 +140,8 @@ async def store(storage: Endpoints, tables: TableProxy) -> AsyncIterator[Store]:
             for table in (name, f"{name}Orphans")
         ]
         await rows.create_table()
-        await ledger.create_table()
-        yield Store(
-            IdentityMappings(mappings=mappings, orphans=orphans), rows, ledger, tables.faults
-        )
+        await entries.create_table()
+        yield Store(IdentityMappings(mappings), Ledger(ledger), rows, entries, tables.faults)
 
 
 @pytest.fixture
@@ -170,6 +174,22 @@ def person() -> Person:
 
 
 @pytest.fixture
-def identities(acs_identity: AcsIdentity, store: Store, clock: Clock) -> Identities:
+def identities(acs_identity: AcsIdentity, store: Store) -> Identities:
     """The identity protocol of one process."""
-    return Identities(acs=acs_identity, mappings=store.mappings, clock=clock, poll_seconds=0.02)
+    return Identities(
+        acs=acs_identity, mappings=store.mappings, ledger=store.ledger, poll_seconds=0.02
+    )
+
+
+@pytest.fixture
+def endings(acs_identity: AcsIdentity, store: Store, identities: Identities) -> Endings:
+    """How identities end, in the same process."""
+    return Endings(
+        acs=acs_identity, mappings=store.mappings, ledger=store.ledger, identities=identities
+    )
+
+
+@pytest.fixture
+def adoption(acs_identity: AcsIdentity, store: Store) -> Adoption:
+    """How identities are brought along, in the same process."""
+    return Adoption(acs=acs_identity, mappings=store.mappings, ledger=store.ledger)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from local.serving.faults import Faults
     from shared.identifiers import Person
+    from shared.mappings.ledger import Ledger
     from shared.mappings.table import IdentityMappings
 
 Result = TypeVar("Result")
@@ -58,7 +59,7 @@ class Clock:
     """A clock that stands still until it is moved."""
 
     def __init__(self) -> None:
-        self.now = datetime.now(UTC)
+        self.now = datetime.now(UTC).replace(microsecond=0)  # As in the header `Date`.
 
     def __call__(self) -> datetime:
         return self.now
@@ -66,6 +67,10 @@ class Clock:
     def advance(self, **duration: float) -> None:
         """Advance by a `timedelta`."""
         self.now += timedelta(**duration)
+
+    def is_now(self, date: datetime) -> bool:
+        """Return whether a date is the present, but for the time that a test takes."""
+        return timedelta() <= date - self.now < timedelta(seconds=5)
 
     @property
     def seconds(self) -> float:
@@ -84,6 +89,10 @@ def mapping_of(person: Person, now: datetime, **changes: Any) -> IdentityMapping
     return IdentityMapping(person=person, attempt="0" * 16, **(members | changes))
 
 
+def anybody(_mapping: IdentityMapping) -> None:
+    """Admit a caller, whatever the row says."""
+
+
 async def until(condition: Callable[[], bool], *, seconds: float = 5) -> None:
     """Wait until a condition holds that something in the background brings about."""
     async with asyncio.timeout(seconds):
@@ -96,8 +105,9 @@ class Store:
     """The two tables of one test: through the proxy with its faults, and past it."""
 
     mappings: IdentityMappings
+    ledger: Ledger
     rows: TableClient
-    ledger: TableClient
+    entries: TableClient
     faults: Faults
 
     async def row(self, person: Person) -> dict[str, Any] | None:
@@ -112,8 +122,12 @@ class Store:
         return [dict(entity) async for entity in self.rows.list_entities()]
 
     async def orphans(self) -> dict[str, str]:
-        """Return the ledger: why each identity is in it."""
-        return {entity["RowKey"]: entity["reason"] async for entity in self.ledger.list_entities()}
+        """Return the identities that must be deleted: why each is in the ledger."""
+        return {each.acs_id: each.reason async for each in self.ledger.orphans()}
+
+    async def unfinished(self) -> list[Person]:
+        """Return the people whose erasure or revocation is not complete."""
+        return [each.person async for each in self.ledger.unfinished()]
 
     async def put(self, mapping: IdentityMapping, **changes: Any) -> None:
         """Store a row as it is, with changes; None leaves a member out."""

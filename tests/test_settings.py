@@ -36,6 +36,10 @@ def test_defaults() -> None:
     assert frozenset({f"api://{CLIENT}"}) == settings.entra.audiences
     assert "access_as_user" == settings.entra.required_scope
     assert frozenset() == settings.entra.allowed_client_ids
+    assert ("Mappings.Admin", None) == (
+        settings.entra.admin_role,
+        settings.entra.operator_tenant_id,
+    )
     assert "https://login.microsoftonline.com" == settings.entra.authority
     assert "https://sts.windows.net" == settings.entra.v1_issuer
     assert TENANT == settings.entra.keys_of
@@ -62,6 +66,29 @@ def test_defaults() -> None:
 def test_more_tenants_than_one(changes: dict[str, str], read: Any) -> None:
     """Then the keys of all organisations are needed."""
     assert (None, "organizations") == read(Settings.from_env(REQUIRED | changes))
+
+
+@pytest.mark.parametrize("tenants", [TENANT, f"{TENANT},{CLIENT}", "*"])
+def test_operator(tenants: str) -> None:
+    """The operator's tenant is one of those that are served."""
+    changes = {"ENTRA_TENANT_IDS": tenants, "ENTRA_OPERATOR_TENANT_ID": TENANT.upper()}
+
+    assert TENANT == Settings.from_env(REQUIRED | changes).entra.operator_tenant_id
+
+
+@pytest.mark.parametrize(
+    ("tenants", "operator"),
+    [
+        pytest.param(TENANT, CLIENT, id="not served"),
+        pytest.param("*", "9188040d-6c67-4c5b-b112-36a304b66dad", id="personal accounts"),
+    ],
+)
+def test_operator_of_no_tenant(tenants: str, operator: str) -> None:
+    """A tenant that is not served cannot be the operator's."""
+    changes = {"ENTRA_TENANT_IDS": tenants, "ENTRA_OPERATOR_TENANT_ID": operator}
+
+    with pytest.raises(SettingsError, match="not one of ENTRA_TENANT_IDS"):
+        Settings.from_env(REQUIRED | changes)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +164,9 @@ def test_development_storage() -> None:
         ("ENTRA_REQUIRED_SCOPE", "two scopes"),
         ("ENTRA_REQUIRED_SCOPE", 'a"quote'),
         ("ENTRA_ALLOWED_CLIENT_IDS", "my-app"),
+        ("ENTRA_ADMIN_ROLE", "two roles"),
+        ("ENTRA_ADMIN_ROLE", "x" * 121),
+        ("ENTRA_OPERATOR_TENANT_ID", "contoso.com"),
         ("ENTRA_AUTHORITY_HOST", "http://login.microsoftonline.com"),
         ("ENTRA_AUTHORITY_HOST", "https://login.microsoftonline.com.evil.example"),
         ("ENTRA_AUTHORITY_HOST", "https://login.microsoftonline.com@evil.example"),

@@ -60,6 +60,12 @@ param entraRequiredScope string
 @description('Client ids of the apps that may call; empty: all.')
 param entraAllowedClientIds string[]
 
+@description('App role that administrators must have.')
+param entraAdminRole string
+
+@description('Id of the tenant whose administrators administer all tenants; empty: none.')
+param entraOperatorTenantId string
+
 @description('What the ACS tokens allow.')
 param tokens tokenOptions
 
@@ -104,6 +110,8 @@ var brokerSettings = {
   ENTRA_AUDIENCES: entraAudience
   ENTRA_REQUIRED_SCOPE: entraRequiredScope
   ENTRA_ALLOWED_CLIENT_IDS: join(entraAllowedClientIds, ',')
+  ENTRA_ADMIN_ROLE: entraAdminRole
+  ENTRA_OPERATOR_TENANT_ID: entraOperatorTenantId
   ENTRA_AUTHORITY_HOST: environment().authentication.loginEndpoint
   ACS_ENDPOINT: acsEndpoint
   ACS_TOKEN_SCOPES: join(tokens.scopes, ',')

@@ -74,6 +74,11 @@ var panels = [
     query: loadTextContent('../queries/workbook-mappings.kql')
   }
   {
+    title: 'Who was erased'
+    shownAs: 'table'
+    query: loadTextContent('../queries/workbook-erased.kql')
+  }
+  {
     title: 'Who is this ACS identity?'
     shownAs: 'table'
     query: loadTextContent('../queries/question-identity.kql')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from email.utils import format_datetime
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -13,7 +14,8 @@ from local.serving.faults import Faults, middleware
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable
+    from datetime import datetime
 
 CODES = {
     400: "InvalidInput",
@@ -36,6 +38,8 @@ class TableProxy:
     Its operations are `table_create`, `table_query`, `table_read`, `table_insert`, `table_update`,
     `table_delete` and `table_batch`.
 
+    Tests may set `clock`: the time that the answers' `Date` then has.
+
     Args:
         upstream: Azurite's table endpoint.
         tls: the certificates to trust, if the endpoint is https.
@@ -44,6 +48,7 @@ class TableProxy:
     def __init__(self, upstream: str, *, tls: ssl.SSLContext | None = None) -> None:
         self.faults = Faults()
         self.url = ""
+        self.clock: Callable[[], datetime] | None = None
         parts = urlsplit(upstream)
         self._upstream = f"{parts.scheme}://{parts.netloc}"
         self._account_path = parts.path
@@ -100,6 +105,8 @@ class TableProxy:
         )
         async with sent as answer:
             headers = _end_to_end(answer.headers.items())
+            if self.clock is not None:
+                headers["Date"] = format_datetime(self.clock(), usegmt=True)
             return web.Response(status=answer.status, body=await answer.read(), headers=headers)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 import re
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ from azure.core.exceptions import (
 
 from shared import audit, strict_json
 from shared.errors import (
+    BrokerError,
+    ForeignIdentityError,
     IdentityGoneError,
     UpstreamAuthError,
     UpstreamBadResponseError,
@@ -35,14 +38,13 @@ from shared.errors import (
     UpstreamTimeoutError,
     UpstreamUnavailableError,
 )
-from shared.identifiers import ACS_ID
+from shared.identifiers import ACS_ID, resource_of
+from shared.single_flight import SingleFlight
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
 
     from azure.communication.identity.aio import CommunicationIdentityClient
-
-    from shared.errors import BrokerError
 
 OPERATION_SECONDS = 4  # For the whole call; the SDK's read timeout starts again with every byte.
 BOUNDS: dict[str, Any] = {"connection_timeout": 1, "read_timeout": 3, "permit_redirects": False}
@@ -61,6 +63,7 @@ AGAIN_ON_NEW_CONNECTION: dict[str, Any] = {
 # b64token, RFC 6750 section 2.1. The SDK does not check it.
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{1,16384}=*")
 EXPIRY_TOLERANCE = timedelta(minutes=5)
+MAX_LOGGED = 200  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,8 @@ class AcsIdentity:
 
     def __init__(self, *, client: CommunicationIdentityClient) -> None:
         self._client = client
+        self._resource_id: str | None = None
+        self._probing = SingleFlight[None]()
 
     async def create(self) -> str:
         """Create an identity and return its id. Never repeated: a failure may have created one."""
@@ -90,8 +95,46 @@ class AcsIdentity:
             raise UpstreamBadResponseError("create: ACS answered 404") from exc
         acs_id: str | None = user.properties["id"]
         if not acs_id or not ACS_ID.fullmatch(acs_id):
+            # An id of a form that we do not know is logged, so that it is not lost.
+            audit.record(
+                "identity_refused", {"acs_id": str(acs_id)[:MAX_LOGGED]}, level=logging.ERROR
+            )
             raise UpstreamBadResponseError("create: no identity id")
+        self._resource_id = resource_of(acs_id)
         return acs_id
+
+    async def owns(self, acs_id: str) -> bool:
+        """Return whether an identity belongs to the ACS resource that we call.
+
+        Every id carries the resource's immutable id. Ours is learned from an identity made here: if
+        there was none yet, one is made and deleted.
+        """
+        if not ACS_ID.fullmatch(acs_id):
+            return False
+        if self._resource_id is None:
+            await self._probing.run("probe", self._probe)
+        return resource_of(acs_id) == self._resource_id
+
+    async def _probe(self) -> None:
+        """Make an identity, so that the resource's id is known, and delete it."""
+        probe = await self.create()
+        try:
+            await self._delete(probe)
+        except BrokerError as error:
+            # It has no token, and never will have: that is no reason to fail.
+            fields = {"acs_id": probe, "code": error.code, "reason": str(error)}
+            audit.record("probe_not_deleted", fields, level=logging.WARNING)
+
+    async def revoke(self, acs_id: str) -> None:
+        """Revoke all tokens of an identity; ACS may need up to 15 minutes for it.
+
+        https://learn.microsoft.com/azure/communication-services/concepts/authentication
+
+        Raises:
+            IdentityGoneError: ACS does not know the identity.
+        """
+        async with _translated():
+            await self._client.revoke_tokens(CommunicationUserIdentifier(acs_id), **ONCE)
 
     async def issue(
         self, acs_id: str, *, scopes: Iterable[str], lifetime: timedelta, now: datetime
@@ -117,7 +160,17 @@ class AcsIdentity:
         return issued
 
     async def delete(self, acs_id: str) -> None:
-        """Delete an identity with all its tokens and data; it is no error if it is gone already."""
+        """Delete an identity with all its tokens and data; it is no error if it is gone already.
+
+        Raises:
+            ForeignIdentityError: it belongs to another ACS resource, which would say that it is
+                gone already.
+        """
+        if not await self.owns(acs_id):
+            raise ForeignIdentityError("the identity belongs to another ACS resource")
+        await self._delete(acs_id)
+
+    async def _delete(self, acs_id: str) -> None:
         try:
             async with _translated():
                 await self._client.delete_user(CommunicationUserIdentifier(acs_id), **ONCE)

@@ -20,6 +20,7 @@ import jwt
 from shared import audit, strict_json
 from shared.entra.signing_keys import KEY_ID
 from shared.errors import (
+    AdminRequiredError,
     ClientNotAllowedError,
     InsufficientScopeError,
     InvalidTokenError,
@@ -66,6 +67,20 @@ class Caller:
     issued_at: int  # `iat`, in Unix time.
 
 
+@dataclass(frozen=True, slots=True)
+class Administrator:
+    """Who may see and change other people's mappings: a user, or an app by itself."""
+
+    person: Person  # For an app: its service principal.
+    client_id: str | None
+    issued_at: int  # `iat`, in Unix time.
+    is_operator: bool  # May administer every tenant, not only the own one.
+
+    def may_administer(self, tenant_id: str) -> bool:
+        """Return whether this administrator may see and change the mappings of a tenant."""
+        return self.is_operator or self.person.tenant_id == tenant_id
+
+
 class Keys(Protocol):
     """Where signing keys come from: `signing_keys.SigningKeys`."""
 
@@ -89,11 +104,26 @@ class AccessTokenValidator:
                 token for this service, but does not allow its use.
             KeysUnavailableError: Entra's keys cannot be read, so the token cannot be checked.
         """
+        claims, key = await self._verified(access_token)
+        return caller_from_claims(claims, key=key, settings=self._settings, now=now)
+
+    async def validate_administrator(self, access_token: str, *, now: datetime) -> Administrator:
+        """Return the administrator that an access token was issued for.
+
+        Raises:
+            AdminRequiredError: it is a good token for this service, without the app role.
+            InvalidTokenError, TenantNotAllowedError, InsufficientScopeError,
+                ClientNotAllowedError, KeysUnavailableError: as `validate` does.
+        """
+        claims, key = await self._verified(access_token)
+        return administrator_from_claims(claims, key=key, settings=self._settings, now=now)
+
+    async def _verified(self, access_token: str) -> tuple[VerifiedClaims, SigningKey]:
         key_id = key_id_of(access_token)
         key = await self._keys.get(key_id)
         claims = _verify(access_token, key)
         _note_person(claims)
-        return caller_from_claims(claims, key=key, settings=self._settings, now=now)
+        return claims, key
 
 
 def key_id_of(access_token: str) -> str:
@@ -170,6 +200,38 @@ def caller_from_claims(
         InvalidTokenError, TenantNotAllowedError, InsufficientScopeError, ClientNotAllowedError: as
             `AccessTokenValidator.validate` does.
     """
+    person, client_id = _who(claims, key, settings, now)
+    _check_scope(claims, settings.required_scope)
+    _check_client(client_id, settings)
+    return Caller(person, client_id, claims["iat"])
+
+
+def administrator_from_claims(
+    claims: VerifiedClaims, *, key: SigningKey, settings: EntraSettings, now: datetime
+) -> Administrator:
+    """Return the administrator whom these claims name, if they have the app role.
+
+    The token is a user's, with the delegated scope as well, or an app's own, which has no scope:
+    https://learn.microsoft.com/entra/identity-platform/scenario-protected-web-api-verification-scope-app-roles
+
+    Raises:
+        AdminRequiredError, InvalidTokenError, TenantNotAllowedError, InsufficientScopeError,
+            ClientNotAllowedError: as `AccessTokenValidator.validate_administrator` does.
+    """
+    person, client_id = _who(claims, key, settings, now)
+    if not _is_of_app(claims, client_id):
+        _check_scope(claims, settings.required_scope)
+    _check_client(client_id, settings)
+    _check_role(claims, settings.admin_role)
+    # The role counts in the tenant that granted it, which is the tenant of the token.
+    is_operator = person.tenant_id == settings.operator_tenant_id
+    return Administrator(person, client_id, claims["iat"], is_operator)
+
+
+def _who(
+    claims: VerifiedClaims, key: SigningKey, settings: EntraSettings, now: datetime
+) -> tuple[Person, str | None]:
+    """Return whom a token was issued for, and to which app, after checking all but permissions."""
     for name in claims:
         if name not in DECIDING_CLAIMS and name.casefold() in DECIDING_CLAIMS:
             raise InvalidTokenError("a deciding claim in other letters")
@@ -178,11 +240,7 @@ def caller_from_claims(
     object_id = claims.get("oid")
     if not _is_guid(object_id):
         raise InvalidTokenError("oid is not a GUID")
-    client_id = _client(claims)
-    _check_scope(claims, settings.required_scope)
-    if settings.allowed_client_ids and client_id not in settings.allowed_client_ids:
-        raise ClientNotAllowedError("not an allowed client")
-    return Caller(Person(tenant_id, object_id), client_id, claims["iat"])
+    return Person(tenant_id, object_id), _client(claims)
 
 
 def _is_guid(value: object) -> TypeGuard[str]:
@@ -243,6 +301,33 @@ def _client(claims: Mapping[str, Any]) -> str | None:
     if claims.get(other) not in (None, client_id):
         raise InvalidTokenError("azp and appid disagree with each other or with ver")
     return client_id
+
+
+def _check_client(client_id: str | None, settings: EntraSettings) -> None:
+    if settings.allowed_client_ids and client_id not in settings.allowed_client_ids:
+        raise ClientNotAllowedError("not an allowed client")
+
+
+def _is_of_app(claims: Mapping[str, Any], client_id: str | None) -> bool:
+    """Return whether an app got this access token for itself, without a user.
+
+    A token without `scp` need not be one: users' ID tokens have `roles` and no `scp`, too. Only
+    APIs that ask for the claim get an `idtyp`. Without it, Microsoft's test is that an app's `sub`
+    is its `oid`; a user's is another text for each API.
+    """
+    if "scp" in claims or client_id is None:
+        return False
+    if "idtyp" in claims:
+        return bool(claims["idtyp"] == "app")
+    return bool(claims.get("sub") == claims["oid"])
+
+
+def _check_role(claims: Mapping[str, Any], required: str) -> None:
+    granted = claims.get("roles", [])
+    if not isinstance(granted, list) or not all(isinstance(role, str) for role in granted):
+        raise InvalidTokenError("roles is not a list of names")
+    if required not in granted:
+        raise AdminRequiredError("the app role of administrators is not granted")
 
 
 def _check_scope(claims: Mapping[str, Any], required: str) -> None:

@@ -1,66 +1,61 @@
 """Identity mappings in Table Storage: which ACS identity belongs to which person.
 
-A row goes from `creating` to `active` to `deleting`. Every change is conditional on what was read,
-and writes a new nonce into `attempt`: a writer that loses the answer can tell from the row whether
-its change was made. A second table, the ledger of orphans, lists ACS identities that no row points
-to and that still have to be deleted.
+A row goes from `creating` to `active` to `deleting`. After an erasure or a revocation without an
+identity, a row in the state `erased` keeps the mark alone. Every change is conditional on what was
+read, and writes a new nonce into `attempt`: a writer that loses the answer can tell from the row
+whether its change was made.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import random
 import secrets
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from email.utils import parsedate_to_datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from azure.core import MatchConditions
-from azure.core.exceptions import (
-    ResourceExistsError,
-    ResourceModifiedError,
-    ResourceNotFoundError,
-)
-from azure.data.tables import TableErrorCode, UpdateMode
+from azure.data.tables import UpdateMode
 
 from shared import audit
 from shared.errors import StorageUnavailableError
 from shared.identifiers import ACS_ID, Person
+from shared.mappings.attempts import (
+    READ_ATTEMPTS,
+    WRITE_ATTEMPTS,
+    AbsentError,
+    ChangedError,
+    TimeKeeper,
+    attempt,
+    pages_of,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Mapping
 
-    from azure.core.pipeline import PipelineResponse
     from azure.data.tables import TableEntity
     from azure.data.tables.aio import TableClient
 
+    from shared.mappings.attempts import (
+        Page,
+        Position,
+        TableTime,
+    )
+
 SCHEMA = 1
 LEASE = timedelta(seconds=20)  # For creating or deleting one identity; a few calls of 4 s at most.
-ATTEMPT_SECONDS = 1.5
-READ_ATTEMPTS, WRITE_ATTEMPTS = 3, 2
-BACKOFF_SECONDS = 0.1
-PAGE_SIZE = 1000
-PAGE_SECONDS = 30
-# None: there was no complete answer.
-RETRIED_STATUSES = frozenset({None, 408, 429, 500, 502, 503, 504})
-# Only these mean that the entity is not there; TableNotFound has the same status and class.
-ABSENT = frozenset({TableErrorCode.RESOURCE_NOT_FOUND, TableErrorCode.ENTITY_NOT_FOUND})
-LEDGER_PARTITION = "orphan"
-DATES = ("leaseUntil", "createdOn", "lastUsedOn", "revokedBefore")
-
-Result = TypeVar("Result")
+DATES = ("leaseUntil", "createdOn", "lastUsedOn", "revokedBefore", "goneOn")
 
 
 class State(StrEnum):
     """What a row says about its identity."""
 
+    ABSENT = "absent"  # There is no row; this is never stored.
     CREATING = "creating"
     ACTIVE = "active"
     DELETING = "deleting"
+    ERASED = "erased"  # There is no identity; the row only keeps the mark of a revocation.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,66 +66,97 @@ class IdentityMapping:
     state: State
     created_on: datetime
     last_used_on: datetime
-    acs_id: str = ""  # Empty while creating, and never afterwards.
-    lease_until: datetime | None = None  # Until then, only the holder of the lease may change it.
+    acs_id: str = ""  # Empty while creating, and once erased.
+    # While creating: until then, only the holder of the lease may go on. While deleting: until
+    # then, nobody else need try.
+    lease_until: datetime | None = None
+    failures: int = 0  # How often creating or deleting has failed so far.
+    reason: str = ""  # Why the identity is being deleted.
     revoked_before: datetime | None = None  # Entra tokens issued before then are refused.
+    revoke_again: bool = False  # Its ACS tokens have to be revoked once more.
+    gone_on: datetime | None = None  # When ACS said that it does not know the identity.
     generation: int = 1  # How many times the creation was started.
     attempt: str = ""
     etag: str = ""
+    written_on: datetime | None = field(default=None, compare=False)  # By the table's clock.
+    read: TableTime | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def now(self) -> datetime:
+        """The time on the table's clock; only for mappings that were read."""
+        assert self.read is not None, "not read from the table"  # noqa: S101 - a programmer's error
+        return self.read.now
 
 
-class _AbsentError(StorageUnavailableError):
-    """The entity is not there."""
+@dataclass(frozen=True, slots=True)
+class UnreadableRow:
+    """A row that this version cannot read, or that another version wrote."""
 
-
-class _ChangedError(StorageUnavailableError):
-    """Another writer was first, or our own first attempt succeeded and its answer was lost."""
+    person: Person
+    reason: str
 
 
 class IdentityMappings:
-    """The table of mappings and the ledger of orphans.
+    """The table of mappings.
 
     Every method raises StorageUnavailableError if Table Storage fails or refuses us. A failure is
     never taken to mean that a row does not exist.
     """
 
-    def __init__(self, *, mappings: TableClient, orphans: TableClient) -> None:
-        self._mappings = mappings
-        self._orphans = orphans
+    def __init__(self, table: TableClient) -> None:
+        self._table = table
 
-    async def read(self, person: Person) -> IdentityMapping | None:
-        """Return a person's mapping, or None if the person has no row."""
+    async def read(self, person: Person) -> IdentityMapping:
+        """Return a person's mapping; its state is `absent` if the person has no row."""
+        keeper = TimeKeeper()
         try:
-            entity = await _attempt(
-                lambda: self._mappings.get_entity(partition_key(person), person.object_id),
+            entity = await attempt(
+                lambda: self._table.get_entity(
+                    partition_key(person), person.object_id, raw_response_hook=keeper
+                ),
                 READ_ATTEMPTS,
             )
-        except _AbsentError:
-            return None
-        return _reported(entity)
-
-    async def insert(self, mapping: IdentityMapping) -> IdentityMapping | None:
-        """Add the mapping of a person who has none; None if another writer was first."""
-        return await self._write(mapping, self._mappings.create_entity)
+        except AbsentError:
+            return _absent(person, keeper.known)
+        try:
+            return mapping_from_entity(entity, keeper.known)
+        except StorageUnavailableError as error:
+            report(UnreadableRow(person, str(error)))
+            raise
 
     async def change(self, mapping: IdentityMapping, **changes: Any) -> IdentityMapping | None:  # noqa: ANN401 - fields of IdentityMapping
-        """Change a mapping; None if another writer has changed it since it was read."""
+        """Change a mapping, or add an absent one; None if another writer was first."""
+        mine = replace(mapping, **changes, attempt=secrets.token_hex(8))
+        entity = entity_from_mapping(mine)
 
-        def update(entity: dict[str, Any]) -> Awaitable[Mapping[str, Any]]:
-            return self._mappings.update_entity(
+        def write() -> Awaitable[Mapping[str, Any]]:
+            if mapping.state is State.ABSENT:
+                return self._table.create_entity(entity)
+            return self._table.update_entity(
                 entity,
                 mode=UpdateMode.REPLACE,
                 etag=mapping.etag,
                 match_condition=MatchConditions.IfNotModified,
             )
 
-        return await self._write(replace(mapping, **changes), update)
+        try:
+            written = await attempt(write, WRITE_ATTEMPTS)
+        except StorageUnavailableError as exc:
+            # The row decides: the error may be the answer to our second attempt, after the first
+            # one succeeded.
+            found = await self.read(mine.person)
+            if found.attempt == mine.attempt:
+                return found
+            if isinstance(exc, ChangedError | AbsentError):
+                return None
+            raise
+        return replace(mine, etag=str(written["etag"]))
 
     async def remove(self, mapping: IdentityMapping) -> bool:
         """Remove a mapping; False if another writer has changed it since it was read."""
         try:
-            await _attempt(
-                lambda: self._mappings.delete_entity(
+            await attempt(
+                lambda: self._table.delete_entity(
                     partition_key(mapping.person),
                     mapping.person.object_id,
                     etag=mapping.etag,
@@ -138,90 +164,53 @@ class IdentityMappings:
                 ),
                 WRITE_ATTEMPTS,
             )
-        except (_ChangedError, _AbsentError):
+        except ChangedError:
             return False
         return True
 
-    async def count(self, *, idle_before: datetime) -> tuple[int, int]:
-        """Return how many rows there are, and how many of them are active but idle."""
-        total = idle = 0
-        columns = ["state", "lastUsedOn"]
-        async for entities in _pages_of(self._mappings, "", select=columns):
-            total += len(entities)
-            for entity in entities:
-                used = entity.get("lastUsedOn")
-                if entity.get("state") == State.ACTIVE and isinstance(used, datetime):
-                    idle += used < idle_before
-        return total, idle
+    async def server_time(self) -> datetime:
+        """Return the time on Table Storage's clock."""
+        return (await self.read(Person("clock", "clock"))).now
 
-    def idle(self, *, idle_before: datetime) -> AsyncIterator[IdentityMapping]:
-        """Yield the active mappings not used since a date; rows that cannot be read are skipped."""
-        return self._select("state eq @active and lastUsedOn lt @date", idle_before)
+    def uses(self, *, start: Position | None = None) -> AsyncIterator[Page]:
+        """Yield all rows, with nothing but their keys, state, identity and last use."""
+        columns = ["PartitionKey", "RowKey", "state", "acsId", "lastUsedOn"]
+        return pages_of(self._table, "", start=start, select=columns)
 
-    def interrupted(self, *, lease_before: datetime) -> AsyncIterator[IdentityMapping]:
-        """Yield the mappings whose creation or deletion was interrupted, as `idle` does."""
-        return self._select("state ne @active and leaseUntil lt @date", lease_before)
-
-    async def _select(self, condition: str, date: datetime) -> AsyncIterator[IdentityMapping]:
-        parameters = {"active": State.ACTIVE.value, "date": date}
-        async for entities in _pages_of(self._mappings, condition, parameters=parameters):
-            for mapping in _readable(entities):
-                yield mapping
-
-    async def add_orphan(self, acs_id: str, *, reason: str, now: datetime) -> None:
-        """Add an ACS identity that must be deleted to the ledger."""
-        entity: dict[str, Any] = {
-            "PartitionKey": LEDGER_PARTITION,
-            "RowKey": acs_id,
-            "reason": reason,
-            "createdOn": now,
-        }
-        await _attempt(lambda: self._orphans.upsert_entity(entity), WRITE_ATTEMPTS)
-
-    async def remove_orphan(self, acs_id: str) -> None:
-        """Remove an ACS identity that has been deleted from the ledger."""
-        await _attempt(
-            lambda: self._orphans.delete_entity(LEDGER_PARTITION, acs_id), WRITE_ATTEMPTS
+    def unsettled(
+        self, *, idle_before: datetime, future: datetime, start: Position | None = None
+    ) -> AsyncIterator[Page]:
+        """Yield the rows that are not active, or were last used before or after a date."""
+        return pages_of(
+            self._table,
+            "state ne @active or lastUsedOn lt @idle or lastUsedOn gt @future",
+            start=start,
+            parameters={"active": State.ACTIVE.value, "idle": idle_before, "future": future},
         )
 
-    async def orphans(self) -> AsyncIterator[str]:
-        """Yield the ids of the ACS identities in the ledger."""
-        async for entities in _pages_of(self._orphans, "", select=["RowKey"]):
-            for entity in entities:
-                yield entity["RowKey"]
+    async def page(
+        self, *, tenant_id: str, state: str | None, start: Position | None, size: int
+    ) -> Page:
+        """Return a page of a tenant's rows, in the order of object ids.
 
-    async def server_time(self) -> datetime:
-        """Return the time on Table Storage's clock, read from an answer's `Date` header."""
-        dates: list[datetime] = []
-
-        def keep_date(response: PipelineResponse[Any, Any]) -> None:
-            dates.append(parsedate_to_datetime(response.http_response.headers["Date"]))
-
-        with suppress(_AbsentError):
-            await _attempt(
-                lambda: self._mappings.get_entity("clock", "clock", raw_response_hook=keep_date),
-                READ_ATTEMPTS,
-            )
-        return dates[-1]
-
-    async def _write(
-        self,
-        mapping: IdentityMapping,
-        write: Callable[[dict[str, Any]], Awaitable[Mapping[str, Any]]],
-    ) -> IdentityMapping | None:
-        mine = replace(mapping, attempt=secrets.token_hex(8))
-        try:
-            written = await _attempt(lambda: write(entity_from_mapping(mine)), WRITE_ATTEMPTS)
-        except StorageUnavailableError as exc:
-            # The row decides: the error may be the answer to our second attempt, after the first
-            # one succeeded.
-            found = await self.read(mine.person)
-            if found is not None and found.attempt == mine.attempt:
-                return found
-            if isinstance(exc, _ChangedError | _AbsentError):
-                return None
-            raise
-        return replace(mine, etag=str(written["etag"]))
+        Args:
+            tenant_id: empty for all tenants.
+            state: None for all states.
+            start: where the page before ended.
+            size: how many rows at most; there may be fewer, or none, and more pages after it.
+        """
+        # The character after "_" ends the range of the tenant's partitions.
+        conditions = ["PartitionKey ge @first", "PartitionKey lt @last"] if tenant_id else []
+        conditions += ["state eq @state"] if state else []
+        parameters = {"first": f"{tenant_id}_", "last": f"{tenant_id}`", "state": state}
+        pages = pages_of(
+            self._table,
+            " and ".join(conditions),
+            start=start,
+            size=size,
+            parameters=parameters if conditions else None,
+        )
+        return await anext(pages)
 
 
 def partition_key(person: Person) -> str:
@@ -229,8 +218,20 @@ def partition_key(person: Person) -> str:
     return f"{person.tenant_id}_{person.object_id[:2]}"
 
 
+def person_of(entity: Mapping[str, Any]) -> Person:
+    """Return whose row it is."""
+    return Person(str(entity["PartitionKey"]).partition("_")[0], str(entity["RowKey"]))
+
+
+def _absent(person: Person, time: TableTime) -> IdentityMapping:
+    now = time.now
+    return IdentityMapping(
+        person=person, state=State.ABSENT, created_on=now, last_used_on=now, generation=0, read=time
+    )
+
+
 def entity_from_mapping(mapping: IdentityMapping) -> dict[str, Any]:
-    """Return the row of a mapping."""
+    """Return the row of a mapping; what is None is not stored."""
     return {
         "PartitionKey": partition_key(mapping.person),
         "RowKey": mapping.person.object_id,
@@ -239,15 +240,23 @@ def entity_from_mapping(mapping: IdentityMapping) -> dict[str, Any]:
         "generation": mapping.generation,
         "attempt": mapping.attempt,
         "leaseUntil": mapping.lease_until,
+        "failures": mapping.failures or None,
+        "reason": mapping.reason or None,
         "createdOn": mapping.created_on,
         "lastUsedOn": mapping.last_used_on,
         "revokedBefore": mapping.revoked_before,
+        "revokeAgain": mapping.revoke_again or None,
+        "goneOn": mapping.gone_on,
         "schema": SCHEMA,
     }
 
 
-def mapping_from_entity(entity: TableEntity) -> IdentityMapping:
+def mapping_from_entity(entity: TableEntity, time: TableTime | None = None) -> IdentityMapping:
     """Return the mapping in a row.
+
+    Args:
+        entity: the row.
+        time: when it was read.
 
     Raises:
         StorageUnavailableError: this version cannot read the row, perhaps because a newer version
@@ -260,91 +269,59 @@ def mapping_from_entity(entity: TableEntity) -> IdentityMapping:
         if not all(isinstance(date, datetime) for date in dates.values()):
             raise StorageUnavailableError("a row whose date is not a date")
         state, acs_id = State(entity["state"]), entity.get("acsId", "")
-        if type(entity["generation"]) is not int or not isinstance(acs_id, str):
+        if state is State.ABSENT:
+            raise StorageUnavailableError("a row with a state that is never stored")
+        failures = entity.get("failures", 0)
+        counts = (entity["generation"], failures)
+        if not all(type(count) is int for count in counts) or not isinstance(acs_id, str):
             raise StorageUnavailableError("a row with a value of the wrong type")
         if not ACS_ID.fullmatch(acs_id) and (acs_id or state is State.ACTIVE):
             raise StorageUnavailableError("a row whose acsId is not an ACS identity")
         return IdentityMapping(
-            person=Person(entity["PartitionKey"].partition("_")[0], entity["RowKey"]),
+            person=person_of(entity),
             state=state,
             acs_id=acs_id,
             generation=entity["generation"],
             attempt=entity["attempt"],
             lease_until=dates.get("leaseUntil"),
+            failures=failures,
+            reason=str(entity.get("reason", "")),
             created_on=dates["createdOn"],
             last_used_on=dates["lastUsedOn"],
             revoked_before=dates.get("revokedBefore"),
+            revoke_again=entity.get("revokeAgain", False) is True,
+            gone_on=dates.get("goneOn"),
             etag=entity.metadata["etag"] or "",
+            written_on=entity.metadata["timestamp"],
+            read=time,
         )
     except (KeyError, ValueError, AttributeError) as exc:
         raise StorageUnavailableError("a row that cannot be read") from exc
 
 
-def _reported(entity: TableEntity) -> IdentityMapping:
-    """Return the mapping in a row; write an audit line about a row that cannot be read."""
-    try:
-        return mapping_from_entity(entity)
-    except StorageUnavailableError as error:
-        fields = {
-            "tenant_id": str(entity.get("PartitionKey", "")).partition("_")[0],
-            "object_id": entity.get("RowKey"),
-            "reason": str(error),
-        }
-        audit.record("mapping_unreadable", fields, level=logging.ERROR)
-        raise
-
-
-def _readable(entities: Iterable[TableEntity]) -> Iterator[IdentityMapping]:
-    """Yield the mappings of a page without the rows that cannot be read."""
-    for entity in entities:
-        with suppress(StorageUnavailableError):
-            yield _reported(entity)
-
-
-async def _pages_of(
-    table: TableClient,
-    condition: str,
-    **options: Any,  # noqa: ANN401 - the SDK's
-) -> AsyncIterator[list[TableEntity]]:
-    # An empty page need not be the last one; the iterator follows its continuation token.
-    pages = table.query_entities(condition, results_per_page=PAGE_SIZE, **options).by_page()
-
-    async def next_page() -> list[TableEntity]:
-        return [entity async for entity in await anext(pages)]
-
-    while True:
+def rows_of(page: Page) -> list[IdentityMapping | UnreadableRow]:
+    """Return the rows of a page."""
+    rows: list[IdentityMapping | UnreadableRow] = []
+    for entity in page.entities:
         try:
-            yield await _attempt(next_page, 1, seconds=PAGE_SECONDS)
-        except StopAsyncIteration:
-            return
+            rows.append(mapping_from_entity(entity, page.time))
+        except StorageUnavailableError as error:
+            rows.append(UnreadableRow(person_of(entity), str(error)))
+    return rows
 
 
-async def _attempt(
-    call: Callable[[], Awaitable[Result]], attempts: int, *, seconds: float = ATTEMPT_SECONDS
-) -> Result:
-    """Return what a call to Table Storage returns; repeat it after a failure that may pass.
-
-    The SDK's own retries are off: they would sleep for as long as Retry-After says, without jitter.
-    """
-    for attempt in range(attempts):
-        try:
-            with audit.timed("table_ms"):
-                async with asyncio.timeout(seconds):
-                    return await call()
-        except StopAsyncIteration:
-            raise
-        except (ResourceExistsError, ResourceModifiedError) as exc:
-            raise _ChangedError from exc
-        except Exception as exc:
-            if isinstance(exc, ResourceNotFoundError) and _code(exc) in ABSENT:
-                raise _AbsentError from exc
-            status = getattr(exc, "status_code", None)
-            if attempt + 1 == attempts or status not in RETRIED_STATUSES:
-                raise StorageUnavailableError(f"{type(exc).__name__} {_code(exc)}") from exc
-        await asyncio.sleep(random.uniform(0, BACKOFF_SECONDS * 2**attempt))  # noqa: S311 - jitter
-    raise AssertionError("unreachable: the last attempt returns or raises")
+def readable_of(page: Page) -> list[IdentityMapping]:
+    """Return the mappings of a page without the rows that cannot be read, after reporting those."""
+    found = []
+    for row in rows_of(page):
+        if isinstance(row, UnreadableRow):
+            report(row)
+        else:
+            found.append(row)
+    return found
 
 
-def _code(exc: Exception) -> str | None:
-    """Return the table service's error code; errors from create_entity have no such attribute."""
-    return getattr(exc, "error_code", None)
+def report(row: UnreadableRow) -> None:
+    """Write an audit line about a row that cannot be read."""
+    fields = {"reason": row.reason, **row.person._asdict()}
+    audit.record("mapping_unreadable", fields, level=logging.ERROR)

@@ -19,16 +19,29 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from local.entra.directory import BROKER, CONTOSO, EXPENSES_API, FABRIKAM, GRAPH, WEB_APP
+from local.entra.directory import (
+    BROKER,
+    CONTOSO,
+    DAEMON,
+    EXPENSES_API,
+    FABRIKAM,
+    GRACE,
+    GRAPH,
+    GUEST,
+    WEB_APP,
+)
 from local.entra.tokens import base64url
+from shared import audit
 from shared.entra.access_tokens import (
     MAX_TOKEN_CHARACTERS,
     AccessTokenValidator,
     VerifiedClaims,
+    administrator_from_claims,
     caller_from_claims,
 )
 from shared.entra.signing_keys import SigningKey, signing_keys_from
 from shared.errors import (
+    AdminRequiredError,
     BrokerError,
     ClientNotAllowedError,
     InsufficientScopeError,
@@ -38,13 +51,13 @@ from shared.errors import (
 from shared.settings import CONSUMERS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from local.entra.tokens import TokenIssuer
-    from shared.entra.access_tokens import (
-        Caller,
-    )
+    from shared.entra.access_tokens import Administrator, Caller
     from shared.settings import EntraSettings
+
+    Validate = Callable[[str], Awaitable[Administrator]]
 
 OTHER_TENANT = "11111111-2222-4333-8444-555555555555"
 BAD_LIFETIME = "lifetime is zero, negative or over 28 hours"
@@ -677,6 +690,232 @@ class TestRefusesPeopleAndApps:
                 await validate(validator, issuer.issue_access_token(claims={"azp": azp}))
 
 
+class TestAdministrators:
+    """Who may see and change other people's mappings, and whose."""
+
+    @pytest.fixture
+    def validate(self, validator: AccessTokenValidator) -> Validate:
+        """Return a function that validates the token of an administrator, as of now."""
+        return lambda token: validator.validate_administrator(token, now=datetime.now(UTC))
+
+    async def test_user(self, validate: Validate, issuer: TokenIssuer) -> None:
+        """A user has the app role and, in a token for the broker, the delegated scope."""
+        now = epoch()
+        administrator = await validate(issuer.issue_access_token(GRACE.user_name))
+
+        assert (CONTOSO.tenant_id, GRACE.object_id) == administrator.person
+        assert WEB_APP.client_id == administrator.client_id
+        assert now - 400 < administrator.issued_at <= now
+
+    @pytest.mark.parametrize(
+        ("version", "changes"),
+        [
+            pytest.param(2, {}, id="as issued"),
+            pytest.param(2, {"idtyp": None}, id="of an API that asks for no idtyp"),
+            pytest.param(2, {"roles": ["Reader", "Mappings.Admin"]}, id="two roles"),
+            pytest.param(1, {}, id="version 1"),
+        ],
+    )
+    async def test_app(
+        self, validate: Validate, issuer: TokenIssuer, version: int, changes: dict[str, Any]
+    ) -> None:
+        """An app by itself has the app role, and no scope."""
+        token = issuer.issue_access_token(None, client=DAEMON, version=version, claims=changes)
+
+        administrator = await validate(token)
+
+        assert (CONTOSO.tenant_id, DAEMON.principal_in(CONTOSO)) == administrator.person
+        assert DAEMON.client_id == administrator.client_id
+
+    @pytest.mark.parametrize("user", ["ada@contoso.example", GRACE.user_name])
+    async def test_role(self, validate: Validate, issuer: TokenIssuer, user: str) -> None:
+        """Without the role, a good token of a user is refused, and it has to be this role."""
+        for roles in (None, [], ["Tokens.Get"], ["mappings.admin"], ["Mappings.Admin "], [""]):
+            with pytest.raises(AdminRequiredError):
+                await validate(issuer.issue_access_token(user, claims={"roles": roles}))
+
+    async def test_role_of_app(self, validate: Validate, issuer: TokenIssuer) -> None:
+        """Without the role, a good token of an app is refused."""
+        with pytest.raises(AdminRequiredError):
+            await validate(issuer.issue_access_token(None, client=EXPENSES_API))
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            pytest.param({"roles": "Mappings.Admin"}, id="text"),
+            pytest.param({"roles": "Reader Mappings.Admin"}, id="names in one text"),
+            pytest.param({"roles": {"Mappings.Admin": True}}, id="object"),
+            pytest.param({"roles": True}, id="true"),
+            pytest.param({"roles": ["Mappings.Admin", 1]}, id="a number among names"),
+            pytest.param({"roles": [["Mappings.Admin"]]}, id="nested"),
+            pytest.param({"roles": None, "Roles": ["Mappings.Admin"]}, id="Roles"),
+            pytest.param({"ROLES": ["Mappings.Admin"]}, id="ROLES besides roles"),
+        ],
+    )
+    async def test_roles(
+        self, validate: Validate, issuer: TokenIssuer, changes: dict[str, Any]
+    ) -> None:
+        """`roles` is a list of names, under this name alone."""
+        for user in (GRACE.user_name, None):
+            with pytest.raises(InvalidTokenError):
+                await validate(issuer.issue_access_token(user, client=DAEMON, claims=changes))
+
+    async def test_roles_twice(self, validate: Validate, issuer: TokenIssuer) -> None:
+        """Two members with the name `roles` are refused, whichever of them grants the role."""
+        payload = issuer.issue_access_token(GRACE.user_name).split(".")[1]
+        raw = base64.urlsafe_b64decode(payload + "==")
+
+        with pytest.raises(InvalidTokenError):
+            await validate(issuer.sign({}, b'{"roles":[],' + raw[1:]))
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            pytest.param({"scp": "User.Read"}, id="another scope"),
+            pytest.param({"scp": ""}, id="no scope"),
+            pytest.param({"scp": None}, id="no scp"),
+            pytest.param({"scp": None, "idtyp": "user"}, id="no scp, a user by its idtyp"),
+            pytest.param({"idtyp": "app"}, id="a scope, an app by its idtyp"),
+            pytest.param({"scp": None, "azp": None, "nonce": "n"}, id="an ID token"),
+            pytest.param({"scp": None, "sub": None}, id="no scp, no sub"),
+            pytest.param(
+                {"scp": None, "idtyp": ["app"], "sub": GRACE.object_id}, id="an idtyp that is odd"
+            ),
+            pytest.param(
+                {"scp": None, "azp": None, "idtyp": "app"}, id="an app without a client id"
+            ),
+        ],
+    )
+    async def test_scope(
+        self, validate: Validate, issuer: TokenIssuer, changes: dict[str, Any]
+    ) -> None:
+        """The role does not do without the scope, unless the token is shown to be an app's own."""
+        with pytest.raises(InsufficientScopeError) as caught:
+            await validate(issuer.issue_access_token(GRACE.user_name, claims=changes))
+
+        assert "access_as_user" == caught.value.challenge()["scope"]
+
+    async def test_id_token(self, validate: Validate, issuer: TokenIssuer) -> None:
+        """A user's ID token has roles and no scope, but is not an app's access token."""
+        token = issuer.issue_id_token(GRACE, BROKER)
+        claims = jwt.decode(token, options={"verify_signature": False})
+
+        with pytest.raises(InsufficientScopeError):
+            await validate(issuer.sign({}, claims | {"roles": ["Mappings.Admin"]}))
+
+    @pytest.mark.parametrize("scp", [["access_as_user"], 1])
+    async def test_odd_scope(self, validate: Validate, issuer: TokenIssuer, scp: object) -> None:
+        """An `scp` that is not text is not taken for none."""
+        with pytest.raises(InvalidTokenError):
+            await validate(issuer.issue_access_token(None, client=DAEMON, claims={"scp": scp}))
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"aud": GRAPH.client_id},
+            {"exp": 1},
+            {"tid": FABRIKAM.tenant_id},
+            {"oid": None},
+            {"azp": WEB_APP.client_id, "appid": DAEMON.client_id},
+        ],
+        ids=str,
+    )
+    async def test_other_claims(
+        self, validate: Validate, issuer: TokenIssuer, changes: dict[str, Any]
+    ) -> None:
+        """Everything else has to be as in a user's token."""
+        for user in (GRACE.user_name, None):
+            with pytest.raises(InvalidTokenError):
+                await validate(issuer.issue_access_token(user, client=DAEMON, claims=changes))
+
+    async def test_tenant(self, validate: Validate, issuer: TokenIssuer) -> None:
+        """A tenant that is not served has no administrators."""
+        claims = {"tid": OTHER_TENANT, "iss": issuer.issuer(OTHER_TENANT)}
+
+        with pytest.raises(TenantNotAllowedError):
+            await validate(issuer.issue_access_token(None, client=DAEMON, claims=claims))
+
+    async def test_client(
+        self, keys: PublishedKeys, issuer: TokenIssuer, entra_settings: EntraSettings
+    ) -> None:
+        """If the settings name client apps, an administrator has to use one of them, too."""
+        allowed = replace(entra_settings, allowed_client_ids=frozenset({DAEMON.client_id}))
+        validator = AccessTokenValidator(settings=allowed, keys=keys)
+        now = datetime.now(UTC)
+
+        assert await validator.validate_administrator(
+            issuer.issue_access_token(None, client=DAEMON), now=now
+        )
+        with pytest.raises(ClientNotAllowedError):
+            await validator.validate_administrator(
+                issuer.issue_access_token(GRACE.user_name), now=now
+            )
+
+    async def test_own_tenant(self, validate: Validate, issuer: TokenIssuer) -> None:
+        """The role counts in the tenant that granted it: the one whose token it is."""
+        for user, own, other in (
+            (GRACE.user_name, CONTOSO, FABRIKAM),
+            ("fadi@fabrikam.example", FABRIKAM, CONTOSO),
+        ):
+            token = issuer.issue_access_token(user, claims={"roles": ["Mappings.Admin"]})
+            administrator = await validate(token)
+
+            assert administrator.may_administer(own.tenant_id)
+            assert not administrator.may_administer(other.tenant_id)
+            assert not administrator.may_administer(own.tenant_id.upper())
+
+    async def test_guest(self, validate: Validate, issuer: TokenIssuer) -> None:
+        """A guest with the role administers the tenant that granted it, and not the home tenant."""
+        token = issuer.issue_access_token(GUEST.user_name, claims={"roles": ["Mappings.Admin"]})
+        administrator = await validate(token)
+
+        assert (CONTOSO.tenant_id, GUEST.object_id) == administrator.person
+        assert administrator.may_administer(CONTOSO.tenant_id)
+        assert not administrator.may_administer(FABRIKAM.tenant_id)
+
+    async def test_operator(
+        self, keys: PublishedKeys, issuer: TokenIssuer, entra_settings: EntraSettings
+    ) -> None:
+        """Administrators of the operator's tenant administer all tenants; others do not."""
+        operated = replace(entra_settings, operator_tenant_id=CONTOSO.tenant_id)
+        validator = AccessTokenValidator(settings=operated, keys=keys)
+        now = datetime.now(UTC)
+        claims = {"roles": ["Mappings.Admin"]}
+
+        grace, daemon, fadi = [
+            await validator.validate_administrator(token, now=now)
+            for token in (
+                issuer.issue_access_token(GRACE.user_name),
+                issuer.issue_access_token(None, client=DAEMON),
+                issuer.issue_access_token("fadi@fabrikam.example", claims=claims),
+            )
+        ]
+
+        assert grace.may_administer(FABRIKAM.tenant_id)
+        assert daemon.may_administer(FABRIKAM.tenant_id)
+        assert not fadi.may_administer(CONTOSO.tenant_id)
+
+    async def test_user_routes(self, validator: AccessTokenValidator, issuer: TokenIssuer) -> None:
+        """An administrator's own ACS token is a user's: an app with the role gets none."""
+        assert await validate(validator, issuer.issue_access_token(GRACE.user_name))
+        for changes in ({}, {"idtyp": None}, {"scp": "access_as_user"}):
+            with pytest.raises(InsufficientScopeError):
+                await validate(
+                    validator, issuer.issue_access_token(None, client=DAEMON, claims=changes)
+                )
+
+    async def test_audit_line(self, validate: Validate, issuer: TokenIssuer) -> None:
+        """The audit line names administrators, those who are refused as well."""
+        with audit.decision() as admitted:
+            await validate(issuer.issue_access_token(None, client=DAEMON))
+        with audit.decision() as refused, pytest.raises(AdminRequiredError):
+            await validate(issuer.issue_access_token())
+
+        names = {"tenant_id": CONTOSO.tenant_id, "client_id": DAEMON.client_id}
+        assert names | {"object_id": DAEMON.principal_in(CONTOSO)} == admitted
+        assert "7d2f6b1e-43c9-4a80-b5d7-0e91f2a6c834" == refused["object_id"]
+
+
 any_json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
@@ -707,6 +946,30 @@ def test_any_claims(
     except BrokerError:
         return
     assert CONTOSO.tenant_id == caller.person.tenant_id
+
+
+@given(
+    changes=st.dictionaries(
+        st.sampled_from("tid oid sub scp azp appid idtyp roles".split()), any_json, min_size=1
+    )
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_claims_of_administrators(
+    issuer: TokenIssuer, entra_settings: EntraSettings, now: datetime, changes: dict[str, Any]
+) -> None:
+    """Whatever the claims hold, the result is one of our errors, or has the role."""
+    token = issuer.issue_access_token(None, client=DAEMON)
+    claims = jwt.decode(token, options={"verify_signature": False}) | changes
+    key = SigningKey(issuer.keys[0].private_key.public_key(), issuer.issuer("{tenantid}"))
+
+    try:
+        administrator = administrator_from_claims(
+            VerifiedClaims(claims), key=key, settings=entra_settings, now=now
+        )
+    except BrokerError:
+        return
+    assert "Mappings.Admin" in claims["roles"]
+    assert administrator.may_administer(CONTOSO.tenant_id)
 
 
 @given(token=st.text() | st.from_regex(r"[A-Za-z0-9_-]*\.[A-Za-z0-9_-]*\.[A-Za-z0-9_-]*"))

@@ -43,6 +43,8 @@ SETTINGS_IN_AZURE = {
     "ENTRA_AUDIENCES": "api://11111111-1111-4111-8111-111111111111",
     "ENTRA_REQUIRED_SCOPE": "access_as_user",
     "ENTRA_ALLOWED_CLIENT_IDS": "",
+    "ENTRA_ADMIN_ROLE": "Mappings.Admin",
+    "ENTRA_OPERATOR_TENANT_ID": "",
     "ENTRA_AUTHORITY_HOST": "https://login.microsoftonline.com/",
     "ACS_ENDPOINT": "https://acs-dev-abc.europe.communication.azure.com",
     "ACS_TOKEN_SCOPES": "voip",

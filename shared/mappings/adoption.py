@@ -1,0 +1,105 @@
+"""Brings ACS identities along that people have already: from another system, or from a backup.
+
+The index is written first, and only for an identity that nobody else has; the row after it. So one
+identity never belongs to two people, whatever else is going on.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shared.errors import BusyError, ConflictError
+from shared.mappings.identities import LONGEST_LEASE, is_leased
+from shared.mappings.ownership import claim
+from shared.mappings.table import State
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from shared.acs.identity import AcsIdentity
+    from shared.identifiers import Person
+    from shared.mappings.ledger import Ledger
+    from shared.mappings.table import IdentityMapping, IdentityMappings
+
+TRIES = 3
+
+
+class Adoption:
+    """Gives people identities that exist in ACS already."""
+
+    def __init__(self, *, acs: AcsIdentity, mappings: IdentityMappings, ledger: Ledger) -> None:
+        self._acs = acs
+        self._mappings = mappings
+        self._ledger = ledger
+
+    async def adopt(
+        self,
+        person: Person,
+        acs_id: str,
+        *,
+        created_on: datetime | None = None,
+        last_used_on: datetime | None = None,
+        revoked_before: datetime | None = None,
+    ) -> bool:
+        """Give a person an identity.
+
+        Args:
+            person: who gets it; a person who has an identity keeps it.
+            acs_id: the identity.
+            created_on: when it was created, if that is known.
+            last_used_on: when it was last used; now, if that is not known.
+            revoked_before: a mark that the row must have; a newer one in the row stays.
+
+        Returns:
+            Whether the person has it only now; False if that was so before.
+
+        Raises:
+            ConflictError: the person has another identity; somebody else has this one; it is about
+                to be deleted; or it belongs to another ACS resource.
+            BusyError: another request is creating or deleting the person's identity.
+        """
+        for _ in range(TRIES):
+            mapping = await self._mappings.read(person)
+            if mapping.acs_id == acs_id and mapping.state is State.ACTIVE:
+                return False
+            _refuse_occupied(mapping)
+            await self._claim(acs_id, person)
+            now = mapping.now
+            marks = [mark for mark in (mapping.revoked_before, revoked_before) if mark]
+            adopted = await self._mappings.change(
+                mapping,
+                state=State.ACTIVE,
+                acs_id=acs_id,
+                generation=mapping.generation + 1,
+                lease_until=None,
+                failures=0,
+                created_on=created_on or now,
+                last_used_on=min(last_used_on or now, now),
+                revoked_before=max(marks, default=None),
+                gone_on=None,
+            )
+            if adopted is not None:
+                return True
+        raise BusyError("the row keeps changing")
+
+    async def _claim(self, acs_id: str, person: Person) -> None:
+        """Enter the person into the index as the owner."""
+        if not await self._acs.owns(acs_id):
+            raise ConflictError("the identity belongs to another ACS resource")
+        if not await claim(acs_id, person, mappings=self._mappings, ledger=self._ledger):
+            raise ConflictError("somebody else has this identity")
+        # Asked last: an identity gets into the ledger before its row is changed, so whoever has
+        # seen that no row names it finds it there.
+        if await self._ledger.is_orphan(acs_id):
+            raise ConflictError("the identity is about to be deleted")
+
+
+def _refuse_occupied(mapping: IdentityMapping) -> None:
+    """Raise an error if a row is not free for an identity."""
+    match mapping.state:
+        case State.ACTIVE:
+            raise ConflictError("the person has another identity")
+        case State.DELETING:
+            raise BusyError("the person's identity is being deleted")
+        case State.CREATING if is_leased(mapping, mapping.now, LONGEST_LEASE):
+            raise BusyError("an identity is being created for the person")

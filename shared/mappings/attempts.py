@@ -1,0 +1,166 @@
+"""Calls to Table Storage, with our own retries, time limits and errors, and its clock.
+
+The SDK's own retries are off: they would sleep for as long as Retry-After says, without jitter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from azure.core.exceptions import (
+    ResourceExistsError,
+    ResourceModifiedError,
+    ResourceNotFoundError,
+)
+from azure.data.tables import TableErrorCode
+
+from shared import audit
+from shared.errors import StorageUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from datetime import datetime
+
+    from azure.core.pipeline import PipelineResponse
+    from azure.data.tables import TableEntity
+    from azure.data.tables.aio import TableClient
+
+    Position = Mapping[str, str]  # Where a scan goes on: the continuation token of the last page.
+
+ATTEMPT_SECONDS = 1.5
+READ_ATTEMPTS, WRITE_ATTEMPTS = 3, 2
+BACKOFF_SECONDS = 0.1
+PAGE_SIZE = 1000
+# A query runs for up to five seconds before it answers with a part, and waits before that:
+# https://learn.microsoft.com/rest/api/storageservices/query-timeout-and-pagination
+PAGE_SECONDS = 30
+# None: there was no complete answer.
+RETRIED_STATUSES = frozenset({None, 408, 429, 500, 502, 503, 504})
+# Only these mean that the entity is not there; TableNotFound has the same status and class.
+ABSENT = frozenset({TableErrorCode.RESOURCE_NOT_FOUND, TableErrorCode.ENTITY_NOT_FOUND})
+
+Result = TypeVar("Result")
+
+
+class AbsentError(StorageUnavailableError):
+    """The entity is not there."""
+
+
+class ChangedError(StorageUnavailableError):
+    """Another writer was first, or our own first attempt succeeded and its answer was lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableTime:
+    """A time on Table Storage's clock, and when our process learned it."""
+
+    date: datetime
+    learned_at: float
+
+    @property
+    def now(self) -> datetime:
+        """The table's time now: the clock of this machine plays no part, only its speed."""
+        return self.date + timedelta(seconds=asyncio.get_running_loop().time() - self.learned_at)
+
+
+class TimeKeeper:
+    """A `raw_response_hook` that keeps the `Date` of the last answer; it has whole seconds."""
+
+    def __init__(self) -> None:
+        self.time: TableTime | None = None
+
+    @property
+    def known(self) -> TableTime:
+        """The time of the last answer.
+
+        Raises:
+            StorageUnavailableError: no answer had one.
+        """
+        if self.time is None:
+            raise StorageUnavailableError("an answer without Date")
+        return self.time
+
+    def __call__(self, response: PipelineResponse[Any, Any]) -> None:
+        """Keep the date of an answer, whatever its status."""
+        with suppress(KeyError, ValueError):
+            date = parsedate_to_datetime(response.http_response.headers["Date"])
+            self.time = TableTime(date, asyncio.get_running_loop().time())
+
+
+async def attempt(
+    call: Callable[[], Awaitable[Result]], attempts: int, *, seconds: float = ATTEMPT_SECONDS
+) -> Result:
+    """Return what a call to Table Storage returns; repeat it after a failure that may pass.
+
+    Raises:
+        AbsentError: the entity does not exist.
+        ChangedError: it exists already, or has been changed.
+        StorageUnavailableError: every attempt failed, or the failure will not pass.
+    """
+    for number in range(attempts):
+        try:
+            with audit.timed("table_ms"):
+                async with asyncio.timeout(seconds):
+                    return await call()
+        except StopAsyncIteration:
+            raise
+        except (ResourceExistsError, ResourceModifiedError) as exc:
+            raise ChangedError from exc
+        except Exception as exc:
+            if isinstance(exc, ResourceNotFoundError) and _code(exc) in ABSENT:
+                raise AbsentError from exc
+            status = getattr(exc, "status_code", None)
+            if number + 1 == attempts or status not in RETRIED_STATUSES:
+                raise StorageUnavailableError(f"{type(exc).__name__} {_code(exc)}") from exc
+        await asyncio.sleep(random.uniform(0, BACKOFF_SECONDS * 2**number))  # noqa: S311 - jitter
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _code(exc: Exception) -> str | None:
+    """Return the table service's error code; errors from create_entity have no such attribute."""
+    return getattr(exc, "error_code", None)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page of a scan: its entities, the table's time, and where the next page begins."""
+
+    entities: list[TableEntity]
+    time: TableTime | None
+    following: Position | None  # None: this was the last page.
+
+
+async def pages_of(
+    table: TableClient,
+    condition: str,
+    *,
+    start: Position | None = None,
+    size: int = PAGE_SIZE,
+    **options: Any,  # noqa: ANN401 - the SDK's
+) -> AsyncIterator[Page]:
+    """Yield the pages of a scan. An empty page need not be the last one."""
+    keeper = TimeKeeper()
+    pages: Any = table.query_entities(
+        condition,
+        results_per_page=size,
+        # The clients' own limits are those of a request for one entity.
+        read_timeout=PAGE_SECONDS,
+        raw_response_hook=keeper,
+        **options,
+    ).by_page(start)  # type: ignore[arg-type]  # The SDK takes and gives a dictionary.
+
+    async def next_page() -> list[TableEntity]:
+        return [entity async for entity in await anext(pages)]
+
+    while True:
+        try:
+            entities = await attempt(next_page, READ_ATTEMPTS, seconds=PAGE_SECONDS)
+        except StopAsyncIteration:
+            return
+        yield Page(entities, keeper.time, pages.continuation_token)

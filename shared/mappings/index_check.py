@@ -1,0 +1,98 @@
+"""Compares the index with the rows, once a day: a crash must not leave it wrong for ever.
+
+An entry is missing if a process died between the row and the index; one is left over if the row
+ended between them. The comparison keeps eight bytes for each row and entry. What differs is read
+again before anything is changed: the row is the truth.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+from shared.mappings.ownership import claim, report_shared
+from shared.mappings.table import State, person_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from shared.identifiers import Person
+    from shared.mappings.ledger import Ledger
+    from shared.mappings.table import IdentityMappings
+
+
+class IndexCheck:
+    """Finds and mends what differs between the index and the rows.
+
+    Attributes:
+        is_complete: whether `add` is given all rows of the table; if not, nothing is compared.
+    """
+
+    def __init__(self, *, mappings: IdentityMappings, ledger: Ledger) -> None:
+        self._mappings = mappings
+        self._ledger = ledger
+        self._rows = array("Q")
+        self.is_complete = False
+
+    def add(self, entities: Iterable[Mapping[str, Any]]) -> None:
+        """Take note of rows."""
+        self._rows.extend(_hash(*pair) for pair in map(_pair, entities) if pair)
+
+    async def mend(self) -> int:
+        """Compare, mend what differs, and return how many entries that were.
+
+        Raises:
+            StorageUnavailableError: Table Storage failed; the next run compares again.
+        """
+        if not self.is_complete:
+            return 0
+        rows = _sorted(self._rows)
+        entries = array("Q")
+        mended = 0
+        async for acs_id, person in self._ledger.owners():
+            entries.append(_hash(acs_id, person))
+            if not _holds(rows, entries[-1]) and not await self._has(person, acs_id):
+                await self._ledger.forget_owner(acs_id)
+                mended += 1
+        entries = _sorted(entries)
+        if any(not _holds(entries, each) for each in rows):
+            mended += await self._add_missing(entries)
+        return mended
+
+    async def _add_missing(self, entries: array[int]) -> int:
+        added = 0
+        async for page in self._mappings.uses():
+            for acs_id, person in filter(None, map(_pair, page.entities)):
+                if _holds(entries, _hash(acs_id, person)) or not await self._has(person, acs_id):
+                    continue
+                if await claim(acs_id, person, mappings=self._mappings, ledger=self._ledger):
+                    added += 1
+                elif await self._ledger.owner(acs_id) is not None:
+                    report_shared(acs_id, person)
+        return added
+
+    async def _has(self, person: Person, acs_id: str) -> bool:
+        """Return whether a person's row names an identity, or may be about to."""
+        mapping = await self._mappings.read(person)
+        return mapping.acs_id == acs_id or mapping.state is State.CREATING
+
+
+def _pair(entity: Mapping[str, Any]) -> tuple[str, Person] | None:
+    acs_id = entity.get("acsId")
+    return (acs_id, person_of(entity)) if isinstance(acs_id, str) else None
+
+
+def _hash(acs_id: str, person: Person) -> int:
+    digest = blake2b("\n".join((acs_id, *person)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest)
+
+
+def _sorted(values: array[int]) -> array[int]:
+    return array("Q", sorted(values))
+
+
+def _holds(values: array[int], value: int) -> bool:
+    position = bisect_left(values, value)
+    return position < len(values) and values[position] == value
