@@ -1,4 +1,4 @@
-"""The function app: its HTTP routes and its timer."""
+"""The function app: its HTTP routes and its timers."""
 
 from __future__ import annotations
 
@@ -165,6 +165,12 @@ async def prune_mappings(timer: func.TimerRequest) -> None:
 async def sweep_ledger(timer: func.TimerRequest) -> None:  # noqa: ARG001 - the host passes it
     """Finish erasures and revocations, and delete the identities in the ledger."""
     await services().sweeper.run()
+@app.timer_trigger(arg_name="timer", schedule="%BACKUP_SCHEDULE%", run_on_startup=False)
+async def back_up_mappings(timer: func.TimerRequest) -> None:
+    """Write all mappings and the ledger to another storage account."""
+    if timer.past_due:
+        logger.warning("backup_past_due")
+    await services().back_up()
 
 
 @functools.cache

@@ -5,7 +5,7 @@
 
 targetScope = 'subscription'
 
-import { accessOptions, alertThresholds, budgetOptions, dnsZoneIds, pruneOptions, scaleOptions, subnetIds, tokenOptions } from 'types.bicep'
+import { accessOptions, alertThresholds, backupOptions, budgetOptions, dnsZoneIds, pruneOptions, scaleOptions, subnetIds, tokenOptions } from 'types.bicep'
 
 @description('Name of this environment, such as dev or prod: lower-case letters, digits and hyphens. The names of all resources contain it or a hash of it.')
 @minLength(2)
@@ -80,6 +80,14 @@ param prune pruneOptions = {
   dryRun: false
   maxPercent: 20
   maxDeletes: 5000
+}
+
+@description('When the mapping tables are backed up to another storage account, and how long backups are kept.')
+param backups backupOptions = {
+  schedule: '0 30 1 * * *'
+  keepDays: 90
+  immutableDays: 14
+  immutabilityLocked: false
 }
 
 @description('Name of the table of mappings; the name of the ledger of orphans has Orphans appended.')
@@ -195,6 +203,7 @@ var packageIdentityName = 'id-package-${environmentName}-${token}'
 var storageAccountName = 'st${token}'
 var hostAccountName = 'sthost${token}'
 var packageAccountName = 'stpackage${token}'
+var backupAccountName = 'stbackup${token}'
 var hasLogScope = privateLogs || !empty(existingLogScopeId)
 var makesLogScope = hasLogScope && empty(existingLogScopeId)
 var logScopeIdParts = split(existingLogScopeId, '/')
@@ -310,6 +319,23 @@ module packageStorage 'modules/package-storage.bicep' = {
   }
 }
 
+module backupStorage 'modules/backups.bicep' = {
+  scope: group
+  params: {
+    location: location
+    name: backupAccountName
+    sku: backups.?storageSku ?? sku
+    private: isPrivate
+    backups: backups
+    lock: lockData
+    identityName: identityName
+    principalId: identity.outputs.principalId
+    diagnostics: diagnostics
+    workspaceId: monitoring.outputs.workspaceId
+    tags: allTags
+  }
+}
+
 module communication 'modules/communication.bicep' = if (makesCommunication) {
   scope: group
   params: {
@@ -377,6 +403,7 @@ var storageEndpoints = [
   { name: storageAccountName, resourceId: mappings.outputs.id, groupId: 'table', zones: ['table'] }
   { name: hostAccountName, resourceId: hostStorage.outputs.id, groupId: 'blob', zones: ['blob'] }
   { name: packageAccountName, resourceId: packageStorage.outputs.id, groupId: 'blob', zones: ['blob'] }
+  { name: backupAccountName, resourceId: backupStorage.outputs.id, groupId: 'blob', zones: ['blob'] }
 ]
 // An existing scope has an endpoint already.
 var logEndpoints = makesLogScope
@@ -428,6 +455,9 @@ module app 'modules/app.bicep' = {
     entraOperatorTenantId: entraOperatorTenantId
     tokens: tokens
     prune: prune
+    backupEndpoint: backupStorage.outputs.blobEndpoint
+    backupContainer: backupStorage.outputs.containerName
+    backupSchedule: backups.schedule
     allowedOrigins: allowedOrigins
     componentName: componentName
     workspaceId: monitoring.outputs.workspaceId
@@ -552,6 +582,12 @@ output MAPPINGS_TABLE_ENDPOINT string = mappings.outputs.tableEndpoint
 
 @description('Name of the storage account with the app\'s package.')
 output PACKAGE_STORAGE_ACCOUNT string = packageAccountName
+
+@description('Name of the storage account with the backups.')
+output BACKUP_STORAGE_ACCOUNT string = backupAccountName
+
+@description('Name of the container with the backups.')
+output BACKUP_CONTAINER string = backupStorage.outputs.containerName
 
 @description('Customer id of the Log Analytics workspace, which queries need.')
 output LOG_ANALYTICS_WORKSPACE_ID string = monitoring.outputs.workspaceCustomerId

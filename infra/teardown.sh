@@ -17,7 +17,9 @@ environment's name.
     --registration  also delete a registration in Entra for good, with its roles. It is refused if
                     another environment of the subscription uses the registration.
 
-The mapping tables cannot be recreated: export them first (infra/export.py).
+The mapping tables cannot be recreated: export them first (infra/export.py). The backups of the tables
+are deleted as well, unless their immutability policy was locked: then Azure keeps them, their account
+and the group until the last one has expired.
 You need the roles of a deployer (infra/roles.sh) to run it; --registration also takes Cloud
 Application Administrator in Entra, and User Access Administrator if a registration has roles.
 It can be run again.
@@ -84,6 +86,8 @@ GROUP=rg-acs-token-broker-$ENVIRONMENT
 PRESENT=$(ask group exists --name "$GROUP")
 
 LOCKS=
+BACKUPS=
+POLICY=
 WORKSPACES=
 ASSIGNMENTS=
 SETTINGS=
@@ -93,6 +97,14 @@ if [ "$PRESENT" = true ]; then
   LOCKS=$(ask lock list --resource-group "$GROUP" --query "[].id")
   WORKSPACES=$(ask resource list --resource-group "$GROUP" \
     --resource-type Microsoft.OperationalInsights/workspaces --query "[].name")
+  # Microsoft's page says in one place that an unlocked policy keeps an account with blobs from being
+  # deleted, and in another that it does not, so it is deleted first.
+  # https://learn.microsoft.com/azure/storage/blobs/immutable-container-level-worm-policies#scenarios
+  BACKUPS=$(ask storage account list --resource-group "$GROUP" --query "[?starts_with(name, 'stbackup')].name")
+  if [ -n "$BACKUPS" ]; then
+    POLICY=$(ask storage container immutability-policy show --resource-group "$GROUP" --account-name "$BACKUPS" \
+      --container-name mappings-backup --query "join(' ', [state, etag])" 2>/dev/null || true)
+  fi
   # An ACS resource of another group still has the identity's role, and a diagnostic setting.
   if ACS=$("$HERE/outputs.sh" "$ENVIRONMENT" ACS_RESOURCE_ID); then
     APP=$("$HERE/outputs.sh" "$ENVIRONMENT" AZURE_FUNCTION_NAME)
@@ -132,6 +144,10 @@ else
 fi
 for line in $LOCKS $ASSIGNMENTS $DEPLOYMENTS; do printf '  %s\n' "$line"; done
 for line in $SETTINGS; do printf '  the diagnostic setting %s of %s\n' "$line" "$ACS"; done
+case $POLICY in
+  Locked*) printf '  but not %s: its policy is locked, so it and the group stay until the last backup has expired\n' "$BACKUPS" ;;
+  Unlocked*) printf '  the policy that protects the backups in %s\n' "$BACKUPS" ;;
+esac
 for line in $REGISTRATIONS; do
   name=$(ask ad app list --filter "appId eq '$line'" --query "[].displayName")
   printf '  the registration %s (%s), for good\n' "$line" "${name:-deleted already, or not there}"
@@ -147,6 +163,12 @@ fi
 for id in $LOCKS; do change az lock delete --ids "$id"; done
 for id in $ASSIGNMENTS; do change az role assignment delete --ids "$id"; done
 for name in $SETTINGS; do change az monitor diagnostic-settings delete --resource "$ACS" --name "$name"; done
+case $POLICY in
+  Unlocked*)
+    change_at_last "the backups in $BACKUPS are protected" az storage container immutability-policy delete \
+      --resource-group "$GROUP" --account-name "$BACKUPS" --container-name mappings-backup --if-match "${POLICY#* }"
+    ;;
+esac
 if [ -n "$PURGE_LOGS" ]; then
   for name in $WORKSPACES; do
     change az monitor log-analytics workspace delete --resource-group "$GROUP" --workspace-name "$name" --force true --yes

@@ -12,7 +12,7 @@ type scaleOptions = {
   @maxValue(1000)
   maximumInstances: int
 
-  @description('Instances that are kept warm for requests, to avoid cold starts. With zone redundancy, Azure keeps at least two, and two more for the timer.')
+  @description('Instances that are kept warm for requests, to avoid cold starts. With zone redundancy, Azure keeps at least two, and two more for each timer.')
   @minValue(0)
   @maxValue(100)
   alwaysReadyInstances: int
@@ -67,6 +67,31 @@ type pruneOptions = {
   @minValue(1)
   @maxValue(1000000)
   maxDeletes: int
+}
+
+@export()
+@description('When the mapping tables are backed up, and how long backups are kept.')
+@sealed()
+type backupOptions = {
+  @description('NCRONTAB schedule in UTC. At least daily: an alert fires after 26 hours without a backup.')
+  @minLength(11)
+  schedule: string
+
+  @description('Days after which a backup is deleted. People who are erased remain in backups for so long, and about ten days more.')
+  @minValue(1)
+  @maxValue(36500)
+  keepDays: int
+
+  @description('Days during which nobody can change or delete a backup.')
+  @minValue(1)
+  @maxValue(36500)
+  immutableDays: int
+
+  @description('Whether the immutability policy has been locked, which is done by hand and cannot be undone: deployments then leave it as it is.')
+  immutabilityLocked: bool
+
+  @description('How many copies there are, and where; absent: as storageSku says. Standard_RAGRS and Standard_RAGZRS have one in the paired region that can be read while the region is down.')
+  storageSku: 'Standard_LRS' | 'Standard_ZRS' | 'Standard_GRS' | 'Standard_GZRS' | 'Standard_RAGRS' | 'Standard_RAGZRS'?
 }
 
 @export()

@@ -1,7 +1,7 @@
 """Starts the stack: the emulators in this process, Azurite and the functions host in their own.
 
 With access keys, everything speaks HTTP. With managed identity, everything speaks TLS, there are no
-keys, and the tables take Entra tokens, as in Azure.
+keys, and tables and blobs take Entra tokens, as in Azure.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from azure.core.exceptions import ResourceExistsError
 from azure.data.tables.aio import TableServiceClient
+from azure.storage.blob.aio import ContainerClient
 
 from local.acs.emulator import AcsEmulator
 from local.entra.directory import USER_ASSIGNED_IDENTITY
@@ -28,7 +29,7 @@ from local.entra.managed_identity import ManagedIdentityEmulator
 from local.serving.application import serve
 from local.serving.certificates import Certificates
 from local.storage.azurite import azurite
-from local.storage.proxy import TableProxy
+from local.storage.proxy import BlobProxy, TableProxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -41,6 +42,7 @@ REPOSITORY = Path(__file__).parent.parent
 EXAMPLE = REPOSITORY / "local.settings.example.json"
 FUNCTIONS_PORT, ENTRA_PORT, ACS_PORT = 7071, 7072, 7073
 TABLE_PORT, BLOB_AND_QUEUE_PORTS = 10002, (10000, 10001)
+BACKUP_CONTAINER = "mappings-backup"
 START_SECONDS = 60
 STOP_SECONDS = 15
 
@@ -59,6 +61,8 @@ class Stack:
     entra: EntraEmulator
     acs: AcsEmulator
     tables: TableProxy
+    blobs: BlobProxy
+    storage: Endpoints  # Past the proxies, with Azurite's key.
     settings: Path
     environment: Mapping[str, str]
 
@@ -91,8 +95,7 @@ async def emulators(
     """Run everything that the broker calls, while the context lasts.
 
     Args:
-        fixed_ports: use the ports in the example settings, and serve blobs and queues for Core
-            Tools.
+        fixed_ports: use the ports in the example settings.
         managed_identity: use TLS and Entra tokens instead of HTTP and access keys.
 
     Raises:
@@ -107,7 +110,7 @@ async def emulators(
         storage = await running.enter_async_context(
             azurite(
                 table_port=TABLE_PORT if fixed_ports else 0,
-                blob_and_queue_ports=BLOB_AND_QUEUE_PORTS if fixed_ports else None,
+                blob_and_queue_ports=BLOB_AND_QUEUE_PORTS if fixed_ports else (0, 0),
                 certificates=certificates,
             )
         )
@@ -115,7 +118,9 @@ async def emulators(
         acs = AcsEmulator(access_key=access_key, verify_bearer=entra.verify)
         secret = secrets.token_hex(16)
         identity = ManagedIdentityEmulator(entra, secret)
+        assert storage.blob is not None  # noqa: S101 - it was given a port
         tables = TableProxy(storage.table, tls=_trust(certificates))
+        blobs = BlobProxy(storage.blob, tls=_trust(certificates))
         tls = certificates.server_context() if certificates else None
 
         async def run(app: web.Application, port: int = 0, *, secure: bool = True) -> str:
@@ -129,6 +134,7 @@ async def emulators(
         entra.url = await run(entra.application(), ENTRA_PORT)
         acs.url = await run(acs.application(), ACS_PORT)
         tables.url = await run(tables.application())
+        blobs.url = await run(blobs.application())
         environment: dict[str, str] = {}
         settings = EXAMPLE
         if certificates:
@@ -139,10 +145,12 @@ async def emulators(
                 "IDENTITY_HEADER": secret,
                 "SSL_CERT_FILE": str(certificates.authority_file),
             }
-            del values["ACS_CONNECTION_STRING"], values["MAPPINGS_CONNECTION_STRING"]
+            for name in ("ACS", "MAPPINGS", "BACKUP"):
+                del values[f"{name}_CONNECTION_STRING"]
             values |= {
                 "ACS_ENDPOINT": acs.url,
                 "MAPPINGS_TABLE_ENDPOINT": tables.endpoint,
+                "BACKUP_BLOB_ENDPOINT": blobs.endpoint,
                 "AZURE_CLIENT_ID": USER_ASSIGNED_IDENTITY.client_id,
             }
         else:
@@ -151,13 +159,16 @@ async def emulators(
                 "MAPPINGS_CONNECTION_STRING": storage.connection_string.replace(
                     storage.table, tables.endpoint
                 ),
+                "BACKUP_CONNECTION_STRING": storage.connection_string.replace(
+                    storage.blob, blobs.endpoint
+                ),
             }
         if not fixed_ports:  # The example settings name the fixed ports.
             values["ENTRA_AUTHORITY_HOST"] = entra.url
             settings = Path(folder) / "local.settings.json"
             settings.write_text(json.dumps(example), "utf-8")
-        await _create_tables(storage, certificates)
-        yield Stack(entra, acs, tables, settings, environment)
+        await _create_tables_and_container(storage, certificates)
+        yield Stack(entra, acs, tables, blobs, storage, settings, environment)
 
 
 def _trust(certificates: Certificates | None) -> ssl.SSLContext | None:
@@ -166,8 +177,10 @@ def _trust(certificates: Certificates | None) -> ssl.SSLContext | None:
     return ssl.create_default_context(cafile=certificates.authority_file)
 
 
-async def _create_tables(storage: Endpoints, certificates: Certificates | None) -> None:
-    """Create the tables, which the Bicep creates in Azure; the broker itself never does."""
+async def _create_tables_and_container(
+    storage: Endpoints, certificates: Certificates | None
+) -> None:
+    """Create what the Bicep creates in Azure; the broker itself never does."""
     verify = str(certificates.authority_file) if certificates else True
     async with TableServiceClient.from_connection_string(
         storage.connection_string, connection_verify=verify
@@ -175,6 +188,11 @@ async def _create_tables(storage: Endpoints, certificates: Certificates | None) 
         for name in ("IdentityMappings", "IdentityMappingsOrphans"):
             with suppress(ResourceExistsError):
                 await service.create_table(name)
+    async with ContainerClient.from_connection_string(
+        storage.connection_string, BACKUP_CONTAINER, connection_verify=verify
+    ) as container:
+        with suppress(ResourceExistsError):
+            await container.create_container()
 
 
 @asynccontextmanager

@@ -24,8 +24,8 @@ V1_ISSUERS = {
     "login.partner.microsoftonline.cn": "https://sts.chinacloudapi.cn",
 }
 ACS_HOST_SUFFIXES = (".communication.azure.com", ".communication.azure.us")
-TABLE_HOST = re.compile(
-    r"[a-z0-9]{3,24}\.(z\d+\.)?table(\.storage\.azure\.net"
+STORAGE_HOST = (
+    r"[a-z0-9]{{3,24}}\.(z\d+\.)?{service}(\.storage\.azure\.net"
     r"|\.core\.(windows\.net|usgovcloudapi\.net|chinacloudapi\.cn))"
 )
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -59,32 +59,56 @@ def acs_connection_key(text: str) -> str:
 
 def table_endpoint(text: str) -> str:
     """Return the Table endpoint of a storage account that a managed identity opens."""
+    return _storage_endpoint(text, "table")
+
+
+def blob_endpoint(text: str) -> str:
+    """Return the Blob endpoint of a storage account that a managed identity opens."""
+    return _storage_endpoint(text, "blob")
+
+
+def table_connection_string(text: str) -> str:
+    """Return the connection string of a storage account, as the SDK takes it for tables."""
+    return _storage_connection_string(text, "table")
+
+
+def blob_connection_string(text: str) -> str:
+    """Return the connection string of a storage account, as the SDK takes it for blobs."""
+    return _storage_connection_string(text, "blob")
+
+
+def _storage_endpoint(text: str, service: str) -> str:
     parts = _split(text)
     if parts.scheme != "https":
         raise ValueError("is not https, which a managed identity needs")
     if parts.hostname in LOOPBACK_HOSTS:
         return text.rstrip("/")
-    if not TABLE_HOST.fullmatch(_origin(text)[0]):
-        raise ValueError("is not a Table endpoint (https://*.table.core.windows.net)")
+    if not _is_storage_host(_origin(text)[0], service):
+        raise ValueError(
+            f"is not a {service.title()} endpoint (https://*.{service}.core.windows.net)"
+        )
     return text.rstrip("/")
 
 
-def table_connection_string(text: str) -> str:
-    """Return the connection string of a storage account, as the SDK takes it."""
+def _storage_connection_string(text: str, service: str) -> str:
     if text.lower().removesuffix(";") == "usedevelopmentstorage=true":
         return "UseDevelopmentStorage=true"  # The SDK takes it without a semicolon only.
     fields = _fields(text)
     _base64(fields.get("accountkey", ""), "AccountKey")
     suffix = fields.get("endpointsuffix", "core.windows.net")
-    default = f"https://{fields.get('accountname')}.table.{suffix}"
-    endpoint = _split(fields.get("tableendpoint", default))
+    default = f"https://{fields.get('accountname')}.{service}.{suffix}"
+    endpoint = _split(fields.get(f"{service}endpoint", default))
     if endpoint.hostname in LOOPBACK_HOSTS:
         return text
     if {endpoint.scheme, fields.get("defaultendpointsprotocol", "https")} != {"https"}:
         raise ValueError("is not https")
-    if not TABLE_HOST.fullmatch(endpoint.netloc):
+    if not _is_storage_host(endpoint.netloc, service):
         raise ValueError("is not the connection string of a storage account")
     return text
+
+
+def _is_storage_host(host: str, service: str) -> bool:
+    return bool(re.fullmatch(STORAGE_HOST.format(service=service), host))
 
 
 def _acs_origin(text: str) -> str:

@@ -21,6 +21,8 @@ from shared.entra.access_tokens import AccessTokenValidator
 from shared.entra.signing_keys import SigningKeys
 from shared.errors import MisconfiguredError
 from shared.mappings.adoption import Adoption
+from shared.mappings.attempts import PAGE_SECONDS
+from shared.mappings.backup import Backup
 from shared.mappings.endings import Endings
 from shared.mappings.identities import Identities
 from shared.mappings.ledger import Ledger
@@ -30,16 +32,29 @@ from shared.settings import Settings, SettingsError
 from shared.sweep import Sweeper
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from azure.core.credentials_async import AsyncTokenCredential
+    from azure.storage.blob.aio import ContainerClient
 
-    from shared.settings import AcsSettings, MappingsSettings
+    from shared.settings import AcsSettings, BackupSettings, MappingsSettings
 
     Credential = Callable[[], AsyncTokenCredential]
 
 # Retries are ours, in shared/mappings; the SDK's would sleep for as long as Retry-After says.
 TABLE_BOUNDS: dict[str, Any] = {"retry_total": 0, "connection_timeout": 1, "read_timeout": 3}
+# Nobody waits for the backup, and what it repeats does no harm: here the SDK may retry.
+BACKUP_BOUNDS = TABLE_BOUNDS | {"read_timeout": PAGE_SECONDS, "retry_total": 3}
+# One block at a time is kept in memory.
+BLOB_BOUNDS: dict[str, Any] = {
+    "retry_total": 3,
+    "initial_backoff": 1,
+    "increment_base": 2,
+    "random_jitter_range": 1,
+    "connection_timeout": 5,
+    "read_timeout": 30,
+    "max_block_size": 1024 * 1024,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +65,7 @@ class Services:
     directory: Directory
     pruner: Pruner
     sweeper: Sweeper
+    back_up: Callable[[], Awaitable[None]]
 
 
 def build_services(env: Mapping[str, str]) -> Services:
@@ -64,9 +80,8 @@ def build_services(env: Mapping[str, str]) -> Services:
     def credential() -> AsyncTokenCredential:
         return _credential(env, settings.managed_identity_client_id)
 
-    tables = settings.mappings
-    mappings = IdentityMappings(_table_client(tables, tables.table, credential))
-    ledger = Ledger(_table_client(tables, f"{tables.table}Orphans", credential))
+    rows, entries = _table_clients(settings.mappings, credential, TABLE_BOUNDS)
+    mappings, ledger = IdentityMappings(rows), Ledger(entries)
     acs = AcsIdentity(client=_acs_client(settings.acs, credential))
     keys = SigningKeys(
         session=aiohttp.ClientSession(auto_decompress=False),
@@ -93,14 +108,10 @@ def build_services(env: Mapping[str, str]) -> Services:
         endings=endings,
         adoption=Adoption(acs=acs, mappings=mappings, ledger=ledger),
     )
-    pruner = Pruner(
-        settings=settings.prune,
-        endings=endings,
-        mappings=mappings,
-        ledger=ledger,
-    )
+    pruner = Pruner(settings=settings.prune, endings=endings, mappings=mappings, ledger=ledger)
     sweeper = Sweeper(endings=endings, mappings=mappings, ledger=ledger)
-    return Services(broker, directory, pruner, sweeper)
+    back_up = functools.partial(_back_up, settings, credential)
+    return Services(broker, directory, pruner, sweeper, back_up)
 
 
 def _settings(env: Mapping[str, str]) -> Settings:
@@ -118,11 +129,43 @@ def _acs_client(settings: AcsSettings, credential: Credential) -> CommunicationI
     )
 
 
-def _table_client(settings: MappingsSettings, table: str, credential: Credential) -> TableClient:
+def _table_clients(
+    settings: MappingsSettings, credential: Credential, bounds: dict[str, Any]
+) -> tuple[TableClient, TableClient]:
+    """Return the clients of the table of mappings and of the ledger."""
+
+    def client(table: str) -> TableClient:
+        if settings.connection_string is not None:
+            return TableClient.from_connection_string(settings.connection_string, table, **bounds)
+        assert settings.endpoint is not None  # noqa: S101 - the settings have one of the two
+        return TableClient(settings.endpoint, table, credential=credential(), **bounds)
+
+    return client(settings.table), client(f"{settings.table}Orphans")
+
+
+async def _back_up(settings: Settings, credential: Credential) -> None:
+    """Write a backup, with clients that are closed afterwards, since the next run is a day away."""
+    if settings.backup is None:
+        audit.record("backup_off", {}, level=logging.WARNING)
+        return
+    mappings, ledger = _table_clients(settings.mappings, credential, BACKUP_BOUNDS)
+    container = _container_client(settings.backup, credential)
+    async with mappings, ledger, container:
+        await Backup(mappings=mappings, ledger=ledger, container=container).run()
+
+
+def _container_client(settings: BackupSettings, credential: Credential) -> ContainerClient:
+    # Imported here, so that no cold start of a request waits for it.
+    from azure.storage.blob.aio import ContainerClient  # noqa: PLC0415
+
     if settings.connection_string is not None:
-        return TableClient.from_connection_string(settings.connection_string, table, **TABLE_BOUNDS)
+        return ContainerClient.from_connection_string(
+            settings.connection_string, settings.container, **BLOB_BOUNDS
+        )
     assert settings.endpoint is not None  # noqa: S101 - the settings have one of the two
-    return TableClient(settings.endpoint, table, credential=credential(), **TABLE_BOUNDS)
+    return ContainerClient(
+        settings.endpoint, settings.container, credential=credential(), **BLOB_BOUNDS
+    )
 
 
 def _credential(env: Mapping[str, str], client_id: str | None) -> AsyncTokenCredential:

@@ -13,6 +13,8 @@ from shared.endpoints import (
     acs_connection_endpoint,
     acs_connection_key,
     acs_endpoint,
+    blob_connection_string,
+    blob_endpoint,
     entra_authority,
     table_connection_string,
     table_endpoint,
@@ -99,6 +101,15 @@ class PruneSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class BackupSettings:
+    """Where backups are kept: an endpoint or a connection string, and a container there."""
+
+    endpoint: str | None
+    connection_string: str | None = field(repr=False)
+    container: str
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """All settings, checked."""
 
@@ -106,6 +117,7 @@ class Settings:
     acs: AcsSettings
     mappings: MappingsSettings
     prune: PruneSettings
+    backup: BackupSettings | None  # None: there are no backups.
     managed_identity_client_id: str | None
 
     @classmethod
@@ -121,6 +133,7 @@ class Settings:
             acs=_acs(reader),
             mappings=_mappings(reader),
             prune=_prune(reader),
+            backup=_backup(reader),
             managed_identity_client_id=reader.read("AZURE_CLIENT_ID", _guid, "") or None,
         )
         if reader.problems:
@@ -152,6 +165,10 @@ class _Reader:
         except ValueError as exc:
             self.problems.append(f"{name} {exc}")
             return cast("Value", None)
+
+    def optional(self, name: str, parse: Callable[[str], Value]) -> Value | None:
+        """Parse a setting; None if it is not set."""
+        return self.read(name, parse) if self.text(name) else None
 
     def one_of(self, name: str, other: str) -> bool:
         """Return whether the first of two settings is set; note a problem unless exactly one is."""
@@ -195,6 +212,11 @@ _app_role = _matching(r"[\x21\x23-\x5b\x5d-\x7e]{1,120}", "an app role, such as 
 # Table Storage allows 63 characters, and the ledger's name has eight more than this one.
 _table_name = _matching(
     r"[A-Za-z][A-Za-z0-9]{2,54}", "a table name: a letter, then 2 to 54 letters or digits"
+)
+# https://learn.microsoft.com/rest/api/storageservices/naming-and-referencing-containers--blobs--and-metadata
+_container_name = _matching(
+    r"(?=.{3,63}$)[a-z0-9]+(-[a-z0-9]+)*",
+    "a container name: 3 to 63 lower-case letters, digits and single hyphens",
 )
 _ncrontab = _matching(
     r"[0-9A-Za-z*/,-]+( +[0-9A-Za-z*/,-]+){5}",
@@ -266,6 +288,19 @@ def _prune(reader: _Reader) -> PruneSettings:
         max_share=reader.read("PRUNE_MAX_SHARE", _share, "0.2"),
         max_deletes=reader.read("PRUNE_MAX_DELETES", _count(1, 1_000_000), "5000"),
     )
+
+
+def _backup(reader: _Reader) -> BackupSettings | None:
+    # Read by the timer's binding, as PRUNE_SCHEDULE is.
+    reader.read("BACKUP_SCHEDULE", _ncrontab, "0 30 1 * * *")
+    container = reader.read("BACKUP_CONTAINER", _container_name, "mappings-backup")
+    endpoint = reader.optional("BACKUP_BLOB_ENDPOINT", blob_endpoint)
+    connection_string = reader.optional("BACKUP_CONNECTION_STRING", blob_connection_string)
+    if reader.text("BACKUP_BLOB_ENDPOINT") and reader.text("BACKUP_CONNECTION_STRING"):
+        reader.problems.append("set at most one of BACKUP_BLOB_ENDPOINT, BACKUP_CONNECTION_STRING")
+    if endpoint is None and connection_string is None:
+        return None
+    return BackupSettings(endpoint, connection_string, container)
 
 
 def _guid(text: str) -> str:

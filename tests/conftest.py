@@ -110,7 +110,7 @@ def background_loop() -> Iterator[BackgroundLoop]:
 @pytest.fixture(scope="session")
 def storage(background_loop: BackgroundLoop) -> Endpoints:
     """The URLs of this process's Azurite."""
-    return background_loop.enter(azurite())
+    return background_loop.enter(azurite(blob_and_queue_ports=(0, 0)))
 
 
 @pytest.fixture

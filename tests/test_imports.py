@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,7 @@ ONLY = {
     "azure.data": {"shared.mappings", "shared.services"},
     "azure.functions": {"function_app", "shared.http"},
     "azure.identity": {"shared.services"},
+    "azure.storage": {"shared.mappings", "shared.services"},
     "aiohttp": {"shared.entra", "shared.services"},
     "cryptography": {"shared.entra"},
     "jwt": {"shared.entra"},
@@ -103,6 +106,19 @@ def test_no_circle() -> None:
         free = {module for module, imports in left.items() if not imports & left.keys()}
         assert free, f"a circle among {sorted(left)}"
         left = {module: imports for module, imports in left.items() if module not in free}
+
+
+def test_not_at_a_cold_start() -> None:
+    """What only the backup needs is not imported before its timer runs."""
+    program = "import sys, function_app, shared.services; print(*sys.modules)"
+
+    finished = subprocess.run(  # noqa: S603 - our own program
+        [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+
+    imported = finished.stdout.split()
+    assert "shared.mappings.backup" in imported
+    assert [] == [name for name in imported if within(name, "azure.storage")]
 
 
 @pytest.mark.parametrize("library", ONLY)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from shared.settings import Settings, SettingsError
+from shared.settings import BackupSettings, Settings, SettingsError
 
 CLIENT = "0fa5c3d7-b218-4e69-9c40-7d1e8b6f52a3"
 TENANT = "3e7a1c52-90b4-4d6f-8a21-5c0d9e4b7f10"
@@ -18,7 +18,7 @@ REQUIRED = {
     "MAPPINGS_TABLE_ENDPOINT": "https://contoso.table.core.windows.net",
 }
 ACS_BY_KEY = "endpoint=https://contoso.communication.azure.com/;accesskey=c2VjcmV0"
-TABLE_BY_KEY = "DefaultEndpointsProtocol=https;AccountName=contoso;AccountKey=c2VjcmV0"
+STORAGE_BY_KEY = "DefaultEndpointsProtocol=https;AccountName=contoso;AccountKey=c2VjcmV0"
 
 
 def test_example_is_complete(example: dict[str, str]) -> None:
@@ -27,6 +27,8 @@ def test_example_is_complete(example: dict[str, str]) -> None:
 
     assert "http://127.0.0.1:7072" == settings.entra.authority
     assert settings.prune.dry_run
+    assert settings.backup is not None
+    assert "UseDevelopmentStorage=true" == settings.backup.connection_string
 
 
 def test_defaults() -> None:
@@ -52,6 +54,7 @@ def test_defaults() -> None:
         settings.prune.max_share,
         settings.prune.max_deletes,
     )
+    assert settings.backup is None
     assert settings.managed_identity_client_id is None
 
 
@@ -126,14 +129,42 @@ def test_access_keys() -> None:
             "ACS_ENDPOINT": "",
             "ACS_CONNECTION_STRING": ACS_BY_KEY,
             "MAPPINGS_TABLE_ENDPOINT": "",
-            "MAPPINGS_CONNECTION_STRING": TABLE_BY_KEY,
+            "MAPPINGS_CONNECTION_STRING": STORAGE_BY_KEY,
         }
     )
 
     assert "https://contoso.communication.azure.com" == settings.acs.endpoint
     assert "c2VjcmV0" == settings.acs.access_key
-    assert TABLE_BY_KEY == settings.mappings.connection_string
+    assert STORAGE_BY_KEY == settings.mappings.connection_string
     assert "c2VjcmV0" not in repr(settings)
+
+
+def test_backup() -> None:
+    """Backups go to a container that a managed identity or a key opens."""
+    by_identity = Settings.from_env(
+        REQUIRED | {"BACKUP_BLOB_ENDPOINT": "https://contoso.blob.core.windows.net/"}
+    ).backup
+    by_key = Settings.from_env(
+        REQUIRED | {"BACKUP_CONNECTION_STRING": STORAGE_BY_KEY, "BACKUP_CONTAINER": "mine"}
+    ).backup
+
+    assert BackupSettings("https://contoso.blob.core.windows.net", None, "mappings-backup") == (
+        by_identity
+    )
+    assert BackupSettings(None, STORAGE_BY_KEY, "mine") == by_key
+    assert "c2VjcmV0" not in repr(by_key)
+
+
+def test_both_ways_to_the_backup() -> None:
+    """Setting both ways is a problem, since it is not clear which account is meant."""
+    with pytest.raises(SettingsError, match="at most one of BACKUP_BLOB_ENDPOINT"):
+        Settings.from_env(
+            REQUIRED
+            | {
+                "BACKUP_BLOB_ENDPOINT": "https://contoso.blob.core.windows.net",
+                "BACKUP_CONNECTION_STRING": STORAGE_BY_KEY,
+            }
+        )
 
 
 def test_development_storage() -> None:
@@ -204,6 +235,15 @@ def test_development_storage() -> None:
         ("PRUNE_MAX_SHARE", "1.2.3"),
         ("PRUNE_MAX_SHARE", "nan"),
         ("PRUNE_MAX_DELETES", "0"),
+        ("BACKUP_BLOB_ENDPOINT", "http://contoso.blob.core.windows.net"),
+        ("BACKUP_BLOB_ENDPOINT", "https://contoso.table.core.windows.net"),
+        ("BACKUP_BLOB_ENDPOINT", "https://contoso.blob.core.windows.net/container"),
+        ("BACKUP_CONTAINER", "My_Backups"),
+        ("BACKUP_CONTAINER", "ab"),
+        ("BACKUP_CONTAINER", "a--b"),
+        ("BACKUP_CONTAINER", "-ab"),
+        ("BACKUP_CONTAINER", "x" * 64),
+        ("BACKUP_SCHEDULE", "30 1 * * *"),
     ],
 )
 def test_refuses(name: str, value: str) -> None:
@@ -221,26 +261,29 @@ def test_refuses(name: str, value: str) -> None:
         ("ACS_CONNECTION_STRING", "endpoint=https://contoso.communication.azure.com"),
         ("ACS_CONNECTION_STRING", "endpoint=https://contoso.communication.azure.com;accesskey=?"),
         ("ACS_CONNECTION_STRING", "accesskey=eA=="),
-        ("MAPPINGS_CONNECTION_STRING", f"{TABLE_BY_KEY};TableEndpoint=https://[eA=="),
-        ("MAPPINGS_CONNECTION_STRING", f"{TABLE_BY_KEY};TableEndpoint=https://evil.example"),
-        ("MAPPINGS_CONNECTION_STRING", f"{TABLE_BY_KEY};EndpointSuffix=evil.example"),
-        ("MAPPINGS_CONNECTION_STRING", f"{TABLE_BY_KEY};garbage"),
-        ("MAPPINGS_CONNECTION_STRING", f"{TABLE_BY_KEY};AccountName=twice"),
-        ("MAPPINGS_CONNECTION_STRING", TABLE_BY_KEY.replace(";Account", "; Account")),
+        ("MAPPINGS_CONNECTION_STRING", f"{STORAGE_BY_KEY};TableEndpoint=https://[eA=="),
+        ("MAPPINGS_CONNECTION_STRING", f"{STORAGE_BY_KEY};TableEndpoint=https://evil.example"),
+        ("MAPPINGS_CONNECTION_STRING", f"{STORAGE_BY_KEY};EndpointSuffix=evil.example"),
+        ("MAPPINGS_CONNECTION_STRING", f"{STORAGE_BY_KEY};garbage"),
+        ("MAPPINGS_CONNECTION_STRING", f"{STORAGE_BY_KEY};AccountName=twice"),
+        ("MAPPINGS_CONNECTION_STRING", STORAGE_BY_KEY.replace(";Account", "; Account")),
         ("MAPPINGS_CONNECTION_STRING", "AccountName=evil.example/;AccountKey=c2VjcmV0"),
         ("MAPPINGS_CONNECTION_STRING", "AccountName=contoso;AccountKey=?"),
         ("MAPPINGS_CONNECTION_STRING", "AccountKey=c2VjcmV0"),
         ("MAPPINGS_CONNECTION_STRING", "UseDevelopmentStorage=false"),
-        ("MAPPINGS_CONNECTION_STRING", TABLE_BY_KEY.replace("https", "http")),
-        ("MAPPINGS_CONNECTION_STRING", f"{TABLE_BY_KEY};TableEndpoint=http://evil.example/"),
+        ("MAPPINGS_CONNECTION_STRING", STORAGE_BY_KEY.replace("https", "http")),
+        ("MAPPINGS_CONNECTION_STRING", f"{STORAGE_BY_KEY};TableEndpoint=http://evil.example/"),
+        ("BACKUP_CONNECTION_STRING", f"{STORAGE_BY_KEY};BlobEndpoint=https://evil.example"),
+        ("BACKUP_CONNECTION_STRING", f"{STORAGE_BY_KEY};EndpointSuffix=evil.example"),
+        ("BACKUP_CONNECTION_STRING", "AccountName=contoso;AccountKey=?"),
     ],
 )
 def test_refuses_connection_strings(name: str, value: str) -> None:
     """A connection string is checked as an endpoint is, and never quoted."""
-    endpoint = {"ACS": "ACS_ENDPOINT", "MAP": "MAPPINGS_TABLE_ENDPOINT"}[name[:3]]
+    endpoints = {"ACS": "ACS_ENDPOINT", "MAP": "MAPPINGS_TABLE_ENDPOINT", "BAC": ""}
 
     with pytest.raises(SettingsError) as caught:
-        Settings.from_env(REQUIRED | {endpoint: "", name: value})
+        Settings.from_env(REQUIRED | {endpoints[name[:3]]: "", name: value})
 
     assert all(problem.startswith(f"{name} ") for problem in caught.value.problems)
     assert "eA==" not in str(caught.value)

@@ -184,6 +184,24 @@ var rules = [
     query: loadTextContent('../queries/alert-prune-missing.kql')
   }
   {
+    name: 'backup-failed'
+    title: 'The backup failed'
+    severity: 2
+    every: 'PT1H'
+    window: 'P1D'
+    above: 0
+    query: loadTextContent('../queries/alert-backup-failed.kql')
+  }
+  {
+    name: 'backup-missing'
+    title: 'No backup for 26 hours'
+    severity: 2
+    every: 'PT1H'
+    window: 'P1D'
+    above: 0
+    query: loadTextContent('../queries/alert-backup-missing.kql')
+  }
+  {
     name: 'package-written'
     title: 'The code was replaced'
     severity: 2
@@ -372,8 +390,8 @@ resource alerts 'Microsoft.Insights/scheduledQueryRules@2026-03-01' = [
       scopes: [workspaceId]
       evaluationFrequency: rule.every
       windowSize: rule.window
-      // The longest that Azure allows, for the query that looks at 36 hours.
-      overrideQueryTimeRange: rule.name == 'prune-missing' ? 'P2D' : null
+      // The longest that Azure allows, for the queries that look at more than a day.
+      overrideQueryTimeRange: endsWith(rule.name, '-missing') && rule.window == 'P1D' ? 'P2D' : null
       // A new workspace may lack a table until its first row. The tests parse the queries.
       skipQueryValidation: true
       autoMitigate: true

@@ -72,6 +72,15 @@ param tokens tokenOptions
 @description('When identities that nobody uses are removed.')
 param prune pruneOptions
 
+@description('Blob endpoint of the storage account for backups.')
+param backupEndpoint string
+
+@description('Name of the container for backups.')
+param backupContainer string
+
+@description('NCRONTAB schedule of backups, in UTC.')
+param backupSchedule string
+
 @description('Origins of web apps that may call the broker from a browser.')
 param allowedOrigins string[]
 
@@ -125,6 +134,9 @@ var brokerSettings = {
   PRUNE_DRY_RUN: toLower(string(prune.dryRun))
   PRUNE_MAX_SHARE: prune.maxPercent == 100 ? '1' : '0.${padLeft(prune.maxPercent, 2, '0')}'
   PRUNE_MAX_DELETES: string(prune.maxDeletes)
+  BACKUP_BLOB_ENDPOINT: backupEndpoint
+  BACKUP_CONTAINER: backupContainer
+  BACKUP_SCHEDULE: backupSchedule
 }
 
 // The settings that the Functions host reads. Blobs are all it needs for HTTP and timers. It would also

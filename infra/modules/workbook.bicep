@@ -54,12 +54,17 @@ var panels = [
     query: loadTextContent('../queries/workbook-pruning.kql')
   }
   {
+    title: 'Backups'
+    shownAs: 'table'
+    query: loadTextContent('../queries/workbook-backups.kql')
+  }
+  {
     title: 'Identities, rows, signing keys and settings'
     shownAs: 'table'
     query: loadTextContent('../queries/workbook-incidents.kql')
   }
   {
-    title: 'Who wrote to the tables and packages'
+    title: 'Who wrote to the tables, packages and backups'
     shownAs: 'table'
     query: loadTextContent('../queries/workbook-writes.kql')
   }

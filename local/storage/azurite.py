@@ -90,7 +90,8 @@ async def azurite(
         blob, queue = blob_and_queue_ports
         ports |= {"blob": blob or _free_port(), "queue": queue or _free_port()}
     program = "azurite.js" if blob_and_queue_ports else "table/main.js"
-    options = ["--inMemoryPersistence", "--disableTelemetry", "--silent"]
+    # Azurite lags behind the SDKs, and would refuse the version of the API that they speak.
+    options = ["--inMemoryPersistence", "--disableTelemetry", "--silent", "--skipApiVersionCheck"]
     for service, port in ports.items():
         options += [f"--{service}Host", LOOPBACK, f"--{service}Port", str(port)]
     if certificates:

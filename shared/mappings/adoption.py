@@ -61,7 +61,9 @@ class Adoption:
         for _ in range(TRIES):
             mapping = await self._mappings.read(person)
             if mapping.acs_id == acs_id and mapping.state is State.ACTIVE:
-                return False
+                if await self._has_mark(mapping, revoked_before):
+                    return False
+                continue
             _refuse_occupied(mapping)
             await self._claim(acs_id, person)
             now = mapping.now
@@ -81,6 +83,12 @@ class Adoption:
             if adopted is not None:
                 return True
         raise BusyError("the row keeps changing")
+
+    async def _has_mark(self, mapping: IdentityMapping, mark: datetime | None) -> bool:
+        """See to it that a row has a mark, or a newer one; False if the row has changed."""
+        if mark is None or (mapping.revoked_before and mapping.revoked_before >= mark):
+            return True
+        return await self._mappings.change(mapping, revoked_before=mark) is not None
 
     async def _claim(self, acs_id: str, person: Person) -> None:
         """Enter the person into the index as the owner."""

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from azure.core.exceptions import (
@@ -146,14 +147,17 @@ async def pages_of(
 ) -> AsyncIterator[Page]:
     """Yield the pages of a scan. An empty page need not be the last one."""
     keeper = TimeKeeper()
-    pages: Any = table.query_entities(
-        condition,
+    query: Callable[..., Any] = partial(table.query_entities, condition)
+    if not condition:  # For that, the SDK has another method, without parameters.
+        query = table.list_entities
+        options.pop("parameters", None)
+    pages: Any = query(
         results_per_page=size,
         # The clients' own limits are those of a request for one entity.
         read_timeout=PAGE_SECONDS,
         raw_response_hook=keeper,
         **options,
-    ).by_page(start)  # type: ignore[arg-type]  # The SDK takes and gives a dictionary.
+    ).by_page(start)  # The SDK takes and gives a dictionary, whatever its types say.
 
     async def next_page() -> list[TableEntity]:
         return [entity async for entity in await anext(pages)]

@@ -20,7 +20,14 @@ from shared.errors import (
     RevokedTokenError,
     StorageUnavailableError,
 )
-from shared.mappings.identities import FOREIGN, LONGEST_LEASE, is_leased, is_settled
+from shared.mappings.identities import (
+    CLOCK_TOLERANCE,
+    FOREIGN,
+    LONGEST_LEASE,
+    is_leased,
+    is_settled,
+)
+from shared.mappings.ownership import report_shared
 from shared.mappings.table import LEASE, State
 
 if TYPE_CHECKING:
@@ -81,7 +88,7 @@ class Endings:
             Whether ACS has been told. If not, it will be: that is stored.
 
         Raises:
-            BusyError, StorageUnavailableError: nothing is stored yet.
+            BusyError, StorageUnavailableError: it may not be stored; the caller has to repeat it.
         """
         await self._ledger.add_unfinished(person)
         for _ in range(TRIES):
@@ -109,7 +116,7 @@ class Endings:
             Whether it is done. If not, it will be: that is stored.
 
         Raises:
-            BusyError, StorageUnavailableError: nothing is stored yet.
+            BusyError, StorageUnavailableError: it may not be stored; the caller has to repeat it.
             RevokedTokenError: the caller's token has been revoked, and the identity not erased.
         """
         await self._ledger.add_unfinished(person)
@@ -182,9 +189,12 @@ class Endings:
                 return False
             if not await self._is_out_of_reach(mapping):
                 return False  # For now: the next run looks again.
+        if await self._is_used_by_another(orphan.acs_id, person):
+            await self._ledger.remove_orphan(orphan.acs_id)
+            return False
         try:
             await self._acs.delete(orphan.acs_id)
-            await self._ledger.forget_owner(orphan.acs_id)
+            await self._ledger.forget_owner(orphan.acs_id, person)
         except BrokerError:
             now = await self._mappings.server_time()
             await self._ledger.postpone(orphan, retry_on=now + retry_wait(orphan.failures))
@@ -281,10 +291,12 @@ class Endings:
     async def _finish_deletion(self, claimed: IdentityMapping) -> bool:
         """Delete the identity of a claimed row in ACS, then end the row."""
         if claimed.acs_id:
+            acs_id, person = claimed.acs_id, claimed.person
             try:
-                if claimed.reason != FOREIGN:
-                    await self._acs.delete(claimed.acs_id)
-                await self._ledger.forget_owner(claimed.acs_id)
+                kept = claimed.reason == FOREIGN or await self._is_used_by_another(acs_id, person)
+                if not kept:
+                    await self._acs.delete(acs_id)
+                await self._ledger.forget_owner(acs_id, person)
             except BrokerError:
                 with suppress(StorageUnavailableError):
                     await self._mappings.change(
@@ -293,9 +305,20 @@ class Endings:
                         lease_until=claimed.now + retry_wait(claimed.failures),
                     )
                 raise
-            if claimed.reason != FOREIGN:
-                _record_deletion(claimed.acs_id, claimed.reason, claimed.person)
+            if not kept:
+                _record_deletion(acs_id, claimed.reason, person)
         await self._end_row(claimed)
+        return True
+
+    async def _is_used_by_another(self, acs_id: str, person: Person | None) -> bool:
+        """Return whether an identity is in use by somebody else, as after a restore by hand."""
+        owner = await self._ledger.owner(acs_id)
+        if owner in {None, person}:
+            return False
+        found = await self._mappings.read(owner)
+        if found.acs_id != acs_id or found.state is not State.ACTIVE:
+            return False
+        report_shared(acs_id, owner)
         return True
 
     async def _end_row(self, claimed: IdentityMapping) -> None:
@@ -351,9 +374,12 @@ def retry_wait(failures: int) -> timedelta:
 
 
 def _mark_of(mapping: IdentityMapping) -> datetime:
-    """Return the mark for a row read just now; marks never move back."""
-    mark = mapping.now + TABLE_RESOLUTION
-    return max(mark, mapping.revoked_before or mark)
+    """Return the mark for a row read just now.
+
+    Marks never move back, except from a future in which they would lock the person out.
+    """
+    mark, before = mapping.now + TABLE_RESOLUTION, mapping.revoked_before
+    return max(mark, before) if before and before < mark + CLOCK_TOLERANCE else mark
 
 
 def _is_revoked(mapping: IdentityMapping, admit: Admit) -> bool:

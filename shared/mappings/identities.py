@@ -200,7 +200,7 @@ class Identities:
                 await self._check_owner(mapping)
                 return await self._mappings.change(mapping, last_used_on=now)
             case Step.REPLACE if mapping.reason == FOREIGN:
-                await self._ledger.forget_owner(mapping.acs_id)
+                await self._ledger.forget_owner(mapping.acs_id, mapping.person)
             case Step.REPLACE if mapping.acs_id:
                 await self._ledger.add_orphan(
                     mapping.acs_id, person=mapping.person, reason=mapping.reason, now=now
@@ -243,6 +243,9 @@ class Identities:
             await self._give_back(intent, error)
             raise
         try:
+            # First the index, so that it never lacks an identity that somebody uses. An entry that
+            # a crash leaves over is removed by the daily check.
+            await self._ledger.index(acs_id, intent.person)
             return await self._finalise(intent, acs_id)
         except BrokerError as error:
             await self._keep_unconfirmed(intent, acs_id, error)
@@ -271,9 +274,6 @@ class Identities:
         )
         if mapping is not None:
             audit.note(created=True)
-            # If this fails, the next touch or the daily check of the index makes up for it.
-            with suppress(StorageUnavailableError):
-                await self._ledger.index(acs_id, intent.person)
             return mapping
         # Our write may have succeeded without our seeing it, and then been overwritten.
         found = await self._mappings.read(intent.person)

@@ -1,14 +1,15 @@
 """Compares the index with the rows, once a day: a crash must not leave it wrong for ever.
 
-An entry is missing if a process died between the row and the index; one is left over if the row
-ended between them. The comparison keeps eight bytes for each row and entry. What differs is read
-again before anything is changed: the row is the truth.
+An entry is left over if a process died between the index and the row; one is missing if somebody
+edited a table by hand. The comparison keeps eight bytes for each row and entry. What differs is
+read again before anything is changed: the row is the truth.
 """
 
 from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
+from datetime import timedelta
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from shared.identifiers import Person
     from shared.mappings.ledger import Ledger
     from shared.mappings.table import IdentityMappings
+
+
+# An entry is written before the row that it is for: so long is it left alone.
+SETTLING = timedelta(minutes=10)
 
 
 class IndexCheck:
@@ -51,10 +56,13 @@ class IndexCheck:
         rows = _sorted(self._rows)
         entries = array("Q")
         mended = 0
-        async for acs_id, person in self._ledger.owners():
+        recently = await self._mappings.server_time() - SETTLING
+        async for acs_id, person, written_on in self._ledger.owners():
             entries.append(_hash(acs_id, person))
-            if not _holds(rows, entries[-1]) and not await self._has(person, acs_id):
-                await self._ledger.forget_owner(acs_id)
+            if _holds(rows, entries[-1]) or written_on is None or written_on > recently:
+                continue
+            if not await self._has(person, acs_id):
+                await self._ledger.forget_owner(acs_id, person)
                 mended += 1
         entries = _sorted(entries)
         if any(not _holds(entries, each) for each in rows):

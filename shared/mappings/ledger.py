@@ -197,22 +197,34 @@ class Ledger:
         """Write into the index whose an identity is that was made for this person."""
         await self._put(acs_id, OWNER, tenantId=person.tenant_id, objectId=person.object_id)
 
-    async def owners(self) -> AsyncIterator[tuple[str, Person]]:
-        """Yield the whole index: each identity, and whose it is."""
+    async def owners(self) -> AsyncIterator[tuple[str, Person, datetime | None]]:
+        """Yield the whole index: each identity, whose it is, and when that was written."""
         # The character after ":" ends the range of the identities.
         condition = "PartitionKey ge '8:' and PartitionKey lt '8;'"
         async for page in pages_of(self._table, condition):
             for entity in page.entities:
                 person = _person(entity)
                 if person is not None:
-                    yield str(entity["PartitionKey"]), person
+                    yield str(entity["PartitionKey"]), person, entity.metadata["timestamp"]
 
-    async def forget_owner(self, acs_id: str) -> None:
-        """Take an identity out of the index."""
-        await attempt(lambda: self._table.delete_entity(acs_id, OWNER), WRITE_ATTEMPTS)
+    async def forget_owner(self, acs_id: str, person: Person | None) -> None:
+        """Take an identity out of the index, if it is a person's there, or anybody's for None."""
+        found = await self.ownership(acs_id)
+        if found is None or person not in {None, found.person}:
+            return
+        with suppress(ChangedError):
+            await attempt(
+                lambda: self._table.delete_entity(
+                    acs_id,
+                    OWNER,
+                    etag=found.etag,
+                    match_condition=MatchConditions.IfNotModified,
+                ),
+                WRITE_ATTEMPTS,
+            )
 
     async def take(self, name: str, *, day: date, limit: int) -> bool:
-        """Count one use of something that is limited a day; False if the limit is reached.
+        """Count one use of something that is limited a day; False if that is not possible.
 
         A use may be counted and not made, as when its answer is lost, but never the other way.
         """

@@ -23,6 +23,7 @@ from local.serving.certificates import Certificates
 from shared.acs import identity as acs_module
 from shared.acs.identity import AcsIdentity
 from shared.errors import (
+    ForeignIdentityError,
     IdentityGoneError,
     UpstreamAuthError,
     UpstreamBadResponseError,
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
 HOUR = timedelta(hours=1)
 UNKNOWN_ID = "8:acs:ac5ac5ac-0000-4000-8000-000000000001_00000005-0000-0000-0000-000000000000"
+FOREIGN_ID = UNKNOWN_ID.replace("ac5ac5ac", "0e0e0e0e")
+NEW_ID = f"8:acs:{'a' * 36}_wf_0000"
 # Bodies that are not a JSON object, or do not follow the contract.
 NONSENSE = [
     pytest.param({"body": "{}"}, id="empty object"),
@@ -98,6 +101,7 @@ CALLS: list[Any] = [
     pytest.param("create", lambda acs_identity, _: acs_identity.create(), id="create"),
     pytest.param("issue", issue, id="issue"),
     pytest.param("delete", lambda acs_identity, acs_id: acs_identity.delete(acs_id), id="delete"),
+    pytest.param("revoke", lambda acs_identity, acs_id: acs_identity.revoke(acs_id), id="revoke"),
 ]
 
 
@@ -187,18 +191,21 @@ async def test_deadlines(acs: AcsEmulator, acs_identity: AcsIdentity, acs_id: st
     acs.faults.clear()
     acs.faults.fail_next("create", delay=5)
     acs.faults.fail_next("delete", delay=5)
+    acs.faults.fail_next("revoke", delay=5)
     acs.faults.fail_next("issue", drip=0.5)
 
     async with asyncio.timeout(acs_module.OPERATION_SECONDS + 0.5):
         outcomes = await asyncio.gather(
             acs_identity.create(),
             acs_identity.delete(acs_id),
+            acs_identity.revoke(acs_id),
             issue(acs_identity, acs_id),
             return_exceptions=True,
         )
 
-    assert [UpstreamTimeoutError] * 3 == [type(outcome) for outcome in outcomes]
-    assert [1, 1, 1] == [acs.faults.count(name) for name in ("create", "delete", "issue")]
+    assert [UpstreamTimeoutError] * 4 == [type(outcome) for outcome in outcomes]
+    operations = ("create", "delete", "revoke", "issue")
+    assert [1, 1, 1, 1] == [acs.faults.count(operation) for operation in operations]
 
 
 class TestReachability:
@@ -294,6 +301,33 @@ class TestCreate:
 
         with pytest.raises(UpstreamBadResponseError):
             await acs_identity.create()
+
+    @pytest.mark.parametrize(
+        ("value", "logged"),
+        [
+            pytest.param(NEW_ID, NEW_ID, id="new form"),
+            pytest.param(f"{NEW_ID}{'0' * 10_000}", f"{NEW_ID}{'0' * 200}"[:200], id="endless"),
+            pytest.param("\n{", "\n{", id="control character"),
+            pytest.param({"a": 1}, "{'a': 1}", id="object"),
+        ],
+    )
+    async def test_id_of_a_new_form(
+        self,
+        acs: AcsEmulator,
+        acs_identity: AcsIdentity,
+        caplog: pytest.LogCaptureFixture,
+        value: object,
+        logged: str,
+    ) -> None:
+        """An id of a form that we do not know is logged: otherwise nobody could delete it."""
+        body = json.dumps({"identity": {"id": value}})
+        acs.faults.fail_next("create", status=201, body=body)
+
+        with pytest.raises(UpstreamBadResponseError):
+            await acs_identity.create()
+
+        (line,) = [json.loads(message) for message in caplog.messages]
+        assert {"event": "identity_refused", "acs_id": logged} == line
 
     async def test_other_success(self, acs: AcsEmulator, acs_identity: AcsIdentity) -> None:
         """A 200 instead of the contract's 201 is refused."""
@@ -531,6 +565,117 @@ class TestDelete:
         await acs_identity.delete(acs_id)
 
         assert 2 == acs.faults.count("delete")
+
+    async def test_foreign(self, acs: AcsEmulator, acs_identity: AcsIdentity) -> None:
+        """One of another resource is not asked for: ACS would say that it is gone already."""
+        with pytest.raises(ForeignIdentityError):
+            await acs_identity.delete(FOREIGN_ID)
+
+        assert FOREIGN_ID not in acs.deleted
+        assert {} == acs.identities
+        assert 1 == acs.faults.count("delete")  # Of the identity that showed which one is ours.
+
+
+class TestRevoke:
+    """Revoking the tokens of an identity."""
+
+    async def test_revokes(self, acs: AcsEmulator, acs_identity: AcsIdentity, acs_id: str) -> None:
+        """All its tokens up to now are revoked, and those of others are not."""
+        tokens = [(await issue(acs_identity, acs_id)).token for _ in range(2)]
+        of_another = (await issue(acs_identity, await acs_identity.create())).token
+
+        await acs_identity.revoke(acs_id)
+
+        later = (await issue(acs_identity, acs_id)).token
+        valid = [acs.token_is_valid(token) for token in [*tokens, of_another, later]]
+        assert [False, False, True, True] == valid
+
+    async def test_gone(self, acs: AcsEmulator, acs_identity: AcsIdentity) -> None:
+        """An identity that ACS does not know has its own error."""
+        with pytest.raises(IdentityGoneError):
+            await acs_identity.revoke(UNKNOWN_ID)
+
+        assert 1 == acs.faults.count("revoke")
+
+    @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+    async def test_reset(
+        self, acs: AcsEmulator, acs_identity: AcsIdentity, acs_id: str, after: bool
+    ) -> None:
+        """A connection that breaks is 503 after one POST: the caller will try again."""
+        acs.faults.fail_next("revoke", reset=True, after=after)
+
+        with pytest.raises(UpstreamUnavailableError):
+            await acs_identity.revoke(acs_id)
+        assert 1 == acs.faults.count("revoke")
+
+
+class TestOwns:
+    """Which resource an identity belongs to."""
+
+    @pytest.mark.parametrize(
+        ("acs_id", "owned"),
+        [
+            (UNKNOWN_ID, True),
+            (UNKNOWN_ID.replace("ac5", "AC5"), True),
+            (UNKNOWN_ID.replace("acs", "gcch-acs"), True),
+            (FOREIGN_ID, False),
+            (f"8:acs:{UNKNOWN_ID[-36:]}_{UNKNOWN_ID[6:42]}", False),
+            (f"{UNKNOWN_ID}/../x", False),
+            ("8:orgid:3e7a1c52-90b4-4d6f-8a21-5c0d9e4b7f10", False),
+            ("8:acs", False),
+            ("", False),
+        ],
+    )
+    async def test_ids(self, acs_identity: AcsIdentity, acs_id: str, owned: bool) -> None:
+        """The id tells; what does not have the form of one is nobody's."""
+        assert owned is await acs_identity.owns(acs_id)
+
+    async def test_learned_once(self, acs: AcsEmulator, acs_identity: AcsIdentity) -> None:
+        """The first who ask make one identity between them, and delete it; later nobody does."""
+        await asyncio.gather(*(acs_identity.owns(UNKNOWN_ID) for _ in range(10)))
+        await acs_identity.owns(FOREIGN_ID)
+
+        assert (1, {}) == (acs.faults.count("create"), acs.identities)
+
+    async def test_known_already(
+        self, acs: AcsEmulator, acs_identity: AcsIdentity, acs_id: str
+    ) -> None:
+        """Whoever has created an identity knows."""
+        assert await acs_identity.owns(acs_id)
+        assert 1 == acs.faults.count("create")
+
+    @pytest.mark.parametrize(
+        ("fault", "error"),
+        [
+            ({"status": 403}, UpstreamAuthError),
+            ({"status": 404}, UpstreamBadResponseError),
+            ({"status": 503}, UpstreamUnavailableError),
+        ],
+    )
+    async def test_not_learned(
+        self,
+        acs: AcsEmulator,
+        acs_identity: AcsIdentity,
+        fault: dict[str, Any],
+        error: type[BrokerError],
+    ) -> None:
+        """If ACS does not tell, nothing is assumed, and nothing deleted; the next call asks."""
+        acs.faults.fail_next("create", **fault)
+
+        with pytest.raises(error):
+            await acs_identity.delete(UNKNOWN_ID)
+        assert 0 == acs.faults.count("delete")
+        assert await acs_identity.owns(UNKNOWN_ID)
+
+    async def test_cannot_be_deleted(
+        self, acs: AcsEmulator, acs_identity: AcsIdentity, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """If the identity that was made for it cannot be deleted, its id is logged."""
+        acs.faults.fail_next("delete", status=503)
+
+        assert await acs_identity.owns(UNKNOWN_ID)
+        (line,) = [json.loads(message) for message in caplog.messages]
+        assert ("probe_not_deleted", acs.created[0]) == (line["event"], line["acs_id"])
 
 
 class TestManagedIdentity:

@@ -80,7 +80,12 @@ def running(request: pytest.FixtureRequest) -> Iterator[Running]:
 @pytest.fixture(autouse=True)
 def no_faults(running: Running) -> None:
     """Start each test with services that work."""
-    for emulator in (running.stack.entra, running.stack.acs, running.stack.tables):
+    for emulator in (
+        running.stack.entra,
+        running.stack.acs,
+        running.stack.tables,
+        running.stack.blobs,
+    ):
         emulator.faults.clear()
 
 

@@ -61,6 +61,21 @@ async def test_prunes_idle_people(
     assert again.json["user"] != before.json["user"]
 
 
+async def test_slow_page(
+    running: Running,
+    another_host: Callable[..., FunctionsHost],
+    app_at: Callable[[FunctionsHost], Client],
+) -> None:
+    """The timer waits longer for a page of rows than a request may wait for one row."""
+    host = another_host(PRUNE_DRY_RUN="true", PRUNE_MAX_SHARE="1")
+    running.stack.tables.faults.fail_next("table_query", delay=3.5)
+
+    report = await report_of(app_at(host), host)
+
+    assert "prune_finished" == report["event"]
+    assert report["table_ms"] >= 3500
+
+
 async def test_failure_is_reported(
     running: Running,
     another_host: Callable[..., FunctionsHost],

@@ -26,7 +26,7 @@ METRICS = {
 }
 # https://learn.microsoft.com/azure/role-based-access-control/permissions/web-and-mobile
 ACS_OPERATIONS = {"Delete", "ListKeys/action", "RegenerateKey/action", "Write"}
-ONCE_A_DAY = {"prune-failed", "mappings-damaged", "ingestion-capped"}
+ONCE_A_DAY = {"prune-failed", "backup-failed", "mappings-damaged", "ingestion-capped"}
 
 
 def blocks(variable: str) -> list[dict[str, str]]:
@@ -70,13 +70,31 @@ class TestLogs:
         """An alert on what happens once a night fires until the next night."""
         assert timedelta(days=1) == duration(RULES[name]["window"])
 
-    def test_new_environment(self) -> None:
-        """The alert for a missing run looks at 36 hours, of an app that has logged for longer."""
-        query = (ROOT / "infra/queries/alert-prune-missing.kql").read_text()
-        hours = [int(found) for found in re.findall(r"ago\((\d+)h\)", query)]
-        assert [36, 36] == hours
-        assert "isnull(logged_since) or logged_since < ago(36h)" in query
-        assert "overrideQueryTimeRange: rule.name == 'prune-missing' ? 'P2D' : null" in ALERTS
+    @pytest.mark.parametrize(("name", "hours"), [("prune-missing", 36), ("backup-missing", 26)])
+    def test_new_environment(self, name: str, hours: int) -> None:
+        """The alert for a missing run looks at some hours, of an app that has logged for longer."""
+        query = (ROOT / f"infra/queries/alert-{name}.kql").read_text()
+        found = [int(found) for found in re.findall(r"ago\((\d+)h\)", query)]
+        assert [hours, hours] == found
+        assert f"isnull(logged_since) or logged_since < ago({hours}h)" in query
+        assert f"{hours} hours" in RULES[name]["title"]
+
+    def test_long_queries(self) -> None:
+        """Of all queries, those that look at more than their window may."""
+        rule = re.search(r"overrideQueryTimeRange: (.*) \? 'P2D' : null", ALERTS)
+        assert rule
+        assert "endsWith(rule.name, '-missing') && rule.window == 'P1D'" == rule[1]
+        long = {
+            name
+            for name in RULES
+            if "ago(" in (ROOT / f"infra/queries/alert-{name}.kql").read_text()
+            and not re.search(r"ago\(24h\)", (ROOT / f"infra/queries/alert-{name}.kql").read_text())
+        }
+        assert long == {
+            name
+            for name, rule in RULES.items()
+            if name.endswith("-missing") and rule["window"] == "P1D"
+        }
 
     def test_near_cap(self) -> None:
         """The warning comes at 80 % of the cap, which is in GB, while the table has MB."""
@@ -128,6 +146,6 @@ def test_prices() -> None:
     """The deployment page has the right numbers of rules."""
     often = sum(rule["every"] == "PT5M" for rule in RULES.values())
     series = 1 + sum(len(values) for values in listed("metricRules", "values"))
-    assert (5, 8) == (often, len(RULES) - often)
-    assert "five rules each 5 minutes × $1.50, eight rarer ones × $0.50" in PRICES
+    assert (5, 10) == (often, len(RULES) - often)
+    assert "five rules each 5 minutes × $1.50, ten rarer ones × $0.50" in PRICES
     assert f"{series} time series, 10 free" in PRICES

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from local.stack import BACKUP_CONTAINER
 from shared.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +59,9 @@ SETTINGS_IN_AZURE = {
     "PRUNE_DRY_RUN": "false",
     "PRUNE_MAX_SHARE": "0.20",
     "PRUNE_MAX_DELETES": "5000",
+    "BACKUP_BLOB_ENDPOINT": "https://stbackupabc.blob.core.windows.net/",
+    "BACKUP_CONTAINER": "mappings-backup",
+    "BACKUP_SCHEDULE": "0 30 1 * * *",
 }
 # https://learn.microsoft.com/azure/azure-functions/functions-app-settings#flex-consumption-plan-deprecations
 FORBIDDEN_ON_FLEX = [
@@ -96,8 +100,8 @@ def settings_in_the_code() -> tuple[set[str], set[str]]:
             if node.func.attr == "one_of":
                 known |= set(names)
                 required.add(names[0])  # The one that managed identity opens.
-            elif node.func.attr == "read":
-                known.add(names[0])
+            elif node.func.attr in {"read", "optional"}:
+                known |= set(names[:1])
     schedules = re.findall(r'schedule="%(\w+)%"', (ROOT / "function_app.py").read_text())
     try:
         Settings.from_env({})
@@ -112,7 +116,7 @@ class TestSettings:
     def test_required(self) -> None:
         """Every setting that the code requires in Azure is set."""
         _, required = settings_in_the_code()
-        assert {"ENTRA_CLIENT_ID", "ACS_ENDPOINT", "PRUNE_SCHEDULE"} <= required
+        assert {"ENTRA_CLIENT_ID", "ACS_ENDPOINT", "PRUNE_SCHEDULE", "BACKUP_SCHEDULE"} <= required
         assert set() == required - settings_of("brokerSettings")
 
     def test_known(self) -> None:
@@ -127,11 +131,24 @@ class TestSettings:
         settings = Settings.from_env(SETTINGS_IN_AZURE)
         assert settings.acs.access_key is None
         assert settings.mappings.connection_string is None
+        assert settings.backup is not None
+        assert settings.backup.connection_string is None
 
     def test_tables(self) -> None:
         """The Bicep creates the tables that the code uses."""
         assert "tableNames: [mappingsTable, '${mappingsTable}Orphans']" in BICEP["main.bicep"]
         assert 'f"{settings.table}Orphans"' in (ROOT / "shared/services.py").read_text()
+
+    def test_container(self) -> None:
+        """The container of backups has one name: for the Bicep, scripts, code and local stack."""
+        [name] = re.findall(
+            r"^  name: '(mappings-\w+)'$", BICEP["modules/backups.bicep"], re.MULTILINE
+        )
+        assert f"--container-name {name}" in (INFRA / "teardown.sh").read_text()
+        assert f'"BACKUP_CONTAINER", _container_name, "{name}"' in (
+            (ROOT / "shared/settings.py").read_text()
+        )
+        assert name == BACKUP_CONTAINER
 
     @pytest.mark.parametrize("forbidden", FORBIDDEN_ON_FLEX)
     def test_forbidden(self, forbidden: str) -> None:

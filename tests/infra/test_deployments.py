@@ -42,6 +42,7 @@ FILES = {
 LOCK = "Microsoft.Authorization/locks"
 ROLE = "Microsoft.Authorization/roleAssignments"
 DIAGNOSTICS = "Microsoft.Insights/diagnosticSettings"
+BLOBS = "Microsoft.Storage/storageAccounts/blobServices"
 # For each role, the type of resource on which it is assigned.
 ASSIGNED_ON = {
     "09976791-48a7-449e-bb21-39d1a415f350": "Microsoft.Communication/communicationServices",
@@ -149,8 +150,8 @@ class TestSecondEnvironment:
 
     def test_where_azure_policy_sends_logs(self) -> None:
         """With diagnostics=false, no resource gets a diagnostic setting."""
-        assert 3 == len(of_type(deploy(), DIAGNOSTICS))
-        assert 4 == len(of_type(deploy(logFunctionApp=True), DIAGNOSTICS))
+        assert 4 == len(of_type(deploy(), DIAGNOSTICS))
+        assert 5 == len(of_type(deploy(logFunctionApp=True), DIAGNOSTICS))
         none = deploy(diagnostics=False, logFunctionApp=True, logTableReads=True)
         assert [] == of_type(none, DIAGNOSTICS)
 
@@ -236,7 +237,7 @@ class TestBudget:
 
 
 class TestStorage:
-    """Three storage accounts, each for one purpose."""
+    """Four storage accounts, each for one purpose."""
 
     @each_file
     def test_roles(self, file: str) -> None:
@@ -250,8 +251,9 @@ class TestStorage:
             assert ASSIGNED_ON[role] == kind_of(assignment.container), assignment.id
             assert "ServicePrincipal" == properties["principalType"]
             is_for_package = "/id-package-" in properties["principalId"]
-            assert is_for_package == ("ba92f5b4" in role)
-        assert sorted([*ASSIGNED_ON, "0a9a7e1f-b9d0-4cc4-a60d-0319b160aaa3"]) == sorted(seen)
+            assert is_for_package == assignment.container.endswith("/containers/app-package")
+        twice = ["0a9a7e1f-b9d0-4cc4-a60d-0319b160aaa3", "ba92f5b4-2d11-453d-a403-e96b0029c9fe"]
+        assert sorted([*ASSIGNED_ON, *twice]) == sorted(seen)
 
     def test_apart(self) -> None:
         """The app's identity has no role on the package, and the package's none on the mappings."""
@@ -263,11 +265,11 @@ class TestStorage:
             for assignment in of_type(made, ROLE)
             if "/storageAccounts/" in assignment.container
         }
-        mappings, package = (
-            made.outputs[name] for name in ("MAPPINGS_STORAGE_ACCOUNT", "PACKAGE_STORAGE_ACCOUNT")
+        mappings, package, backups = (
+            made.outputs[f"{name}_STORAGE_ACCOUNT"] for name in ("MAPPINGS", "PACKAGE", "BACKUP")
         )
-        [host] = set(on) - {mappings, package}
-        assert on[host] == on[mappings] != on[package]
+        [host] = set(on) - {mappings, package, backups}
+        assert on[host] == on[mappings] == on[backups] != on[package]
 
     def test_used(self) -> None:
         """The app uses each account for its purpose, with the identity that has the role."""
@@ -279,6 +281,8 @@ class TestStorage:
             f"/{made.outputs['MAPPINGS_STORAGE_ACCOUNT']}>" in settings["MAPPINGS_TABLE_ENDPOINT"]
         )
         assert "/sthost" in settings["AzureWebJobsStorage__blobServiceUri"]
+        assert f"/{made.outputs['BACKUP_STORAGE_ACCOUNT']}>" in settings["BACKUP_BLOB_ENDPOINT"]
+        assert made.outputs["BACKUP_CONTAINER"] == settings["BACKUP_CONTAINER"]
         assert f"/{made.outputs['PACKAGE_STORAGE_ACCOUNT']}>" in storage["value"]
         assert storage["value"].endswith("app-package")
         package_identity = storage["authentication"]["userAssignedIdentityResourceId"]
@@ -301,13 +305,14 @@ class TestStorage:
     def test_changed_code_is_noticed(self) -> None:
         """Earlier packages are kept, and each write to the package is logged."""
         made = deploy()
-        blobs = the(made, "Microsoft.Storage/storageAccounts/blobServices")["properties"]
+        account = f"/{made.outputs['PACKAGE_STORAGE_ACCOUNT']}/"
+        [blobs] = [it["properties"] for it in of_type(made, BLOBS) if account in it.id]
         assert blobs["isVersioningEnabled"]
         assert blobs["deleteRetentionPolicy"]["enabled"]
         [logs] = [
             it["properties"]["logs"]
             for it in of_type(made, DIAGNOSTICS)
-            if "/blobServices/" in it.container
+            if f"{account}blobServices/" in it.container
         ]
         assert {"StorageWrite", "StorageDelete"} == {it["category"] for it in logs if it["enabled"]}
 
@@ -346,6 +351,96 @@ class TestStorage:
         assert the(after, "Microsoft.Web/serverfarms")["properties"]["zoneRedundant"]
 
 
+BACKUPS = {
+    "schedule": "0 30 1 * * *",
+    "keepDays": 30,
+    "immutableDays": 7,
+    "immutabilityLocked": False,
+}
+POLICY = f"{BLOBS}/containers/immutabilityPolicies"
+
+
+class TestBackups:
+    """Where the backups of the mappings are."""
+
+    @staticmethod
+    def rule(made: Deployment) -> dict[str, Any]:
+        """Return the one rule by which old backups are deleted."""
+        policy = the(made, "Microsoft.Storage/storageAccounts/managementPolicies")
+        assert f"/{made.outputs['BACKUP_STORAGE_ACCOUNT']}/" in policy.id
+        [rule] = policy["properties"]["policy"]["rules"]
+        assert rule["enabled"]
+        definition: dict[str, Any] = rule["definition"]
+        return definition
+
+    @each_file
+    def test_kept(self, file: str) -> None:
+        """A backup cannot be changed for 14 days, and is deleted after 90, in all its versions."""
+        made = deploy(file)
+        policy = the(made, POLICY)
+        assert policy.container.endswith(f"/containers/{made.outputs['BACKUP_CONTAINER']}")
+        assert {
+            "immutabilityPeriodSinceCreationInDays": 14,
+            "allowProtectedAppendWrites": False,
+        } == policy["properties"]
+        definition = self.rule(made)
+        assert [f"{made.outputs['BACKUP_CONTAINER']}/"] == definition["filters"]["prefixMatch"]
+        delete = {"delete": {"daysAfterCreationGreaterThan": 90}}
+        assert {"baseBlob": delete, "version": delete} == definition["actions"]
+        account = f"/{made.outputs['BACKUP_STORAGE_ACCOUNT']}/"
+        [blobs] = [it["properties"] for it in of_type(made, BLOBS) if account in it.id]
+        assert blobs["isVersioningEnabled"]
+        for kind in ("deleteRetentionPolicy", "containerDeleteRetentionPolicy"):
+            assert {"enabled": True, "days": 7} == blobs[kind]
+
+    def test_other_days(self) -> None:
+        """The days and the schedule are parameters."""
+        made = deploy(backups=BACKUPS | {"schedule": "0 0 */6 * * *"})
+        assert 7 == the(made, POLICY)["properties"]["immutabilityPeriodSinceCreationInDays"]
+        delete = self.rule(made)["actions"]["baseBlob"]["delete"]
+        assert {"daysAfterCreationGreaterThan": 30} == delete
+        settings = {it["name"]: it["value"] for it in site(made)["siteConfig"]["appSettings"]}
+        assert "0 0 */6 * * *" == settings["BACKUP_SCHEDULE"]
+
+    def test_days_that_contradict(self) -> None:
+        """Backups cannot be deleted while they are immutable."""
+        with pytest.raises(FailError, match="immutableDays"):
+            asked(deploy(backups=BACKUPS | {"immutableDays": 31}))
+
+    def test_locked(self) -> None:
+        """A locked policy is not written again, which Azure would refuse."""
+        assert [] == of_type(deploy(backups=BACKUPS | {"immutabilityLocked": True}), POLICY)
+
+    def test_copies(self) -> None:
+        """The account has as many copies as the others, or its own number."""
+        for changes, sku in (
+            ({"storageSku": "Standard_ZRS"}, "Standard_ZRS"),
+            ({"backups": BACKUPS | {"storageSku": "Standard_RAGRS"}}, "Standard_RAGRS"),
+        ):
+            made = deploy(**changes)
+            account = the(made, "Microsoft.Storage/storageAccounts", "stbackup")
+            assert {"name": sku} == account["sku"]
+        mappings = made.outputs["MAPPINGS_STORAGE_ACCOUNT"]
+        [account] = [
+            it
+            for it in of_type(made, "Microsoft.Storage/storageAccounts")
+            if it["name"] == mappings
+        ]
+        assert {"name": "Standard_LRS"} == account["sku"]
+
+    def test_reads(self) -> None:
+        """Each read, write and deletion of a backup is logged."""
+        made = deploy()
+        [logs] = [
+            it["properties"]["logs"]
+            for it in of_type(made, DIAGNOSTICS)
+            if f"/{made.outputs['BACKUP_STORAGE_ACCOUNT']}/blobServices/" in it.container
+        ]
+        assert {"StorageRead", "StorageWrite", "StorageDelete"} == {
+            it["category"] for it in logs if it["enabled"]
+        }
+
+
 class TestLocks:
     """Locks against deletion by mistake."""
 
@@ -371,10 +466,12 @@ class TestLocks:
         assert all("CanNotDelete" == lock["properties"]["level"] for lock in locks)
 
     def test_mappings(self) -> None:
-        """Of the storage accounts, only the one with the mappings is locked."""
+        """Of the storage accounts, those with the mappings and their backups are locked."""
         made = deploy(lockData=True)
-        [lock] = [it for it in of_type(made, LOCK) if "/storageAccounts/" in it.container]
-        assert lock.container.endswith(f"/{made.outputs['MAPPINGS_STORAGE_ACCOUNT']}")
+        locked = {it.container for it in of_type(made, LOCK) if "/storageAccounts/" in it.container}
+        assert {made.outputs[f"{name}_STORAGE_ACCOUNT"] for name in ("MAPPINGS", "BACKUP")} == {
+            container.rpartition("/")[2] for container in locked
+        }
 
 
 NETWORK_SWITCHES = [
@@ -402,7 +499,7 @@ class TestNetwork:
 
     @pytest.mark.parametrize("switch", NETWORK_SWITCHES, ids=lambda switch: next(iter(switch)))
     def test_storage(self, switch: dict[str, Any]) -> None:
-        """Each switch closes all three accounts, and gives each a private endpoint."""
+        """Each switch closes all accounts, and gives each a private endpoint."""
         made = deploy(**switch)
         group_ids = {}
         for endpoint in of_type(made, "Microsoft.Network/privateEndpoints"):
@@ -448,7 +545,7 @@ class TestNetwork:
         ]
         assert zones == set(used)
         assert 7 == len(zones)
-        assert 5 == len(groups)
+        assert 6 == len(groups)
         links = of_type(made, "Microsoft.Network/privateDnsZones/virtualNetworkLinks")
         assert len(zones) == len(links)
 
@@ -458,7 +555,7 @@ class TestNetwork:
         made = deploy(existingSubnets=SUBNETS, privateDnsZones={"blob": zone})
         assert [] == of_type(made, "Microsoft.Network/privateDnsZones")
         groups = of_type(made, "Microsoft.Network/privateEndpoints/privateDnsZoneGroups")
-        assert 2 == len(groups)
+        assert 3 == len(groups)
         for group in groups:
             [config] = group["properties"]["privateDnsZoneConfigs"]
             assert zone == config["properties"]["privateDnsZoneId"]
@@ -467,7 +564,7 @@ class TestNetwork:
         """With privateDnsZones={}, no zone and no record is made."""
         made = deploy(existingSubnets=SUBNETS, privateDnsZones={})
         assert [] == [it.id for it in made.resources if "privatedns" in it.type.lower()]
-        assert 3 == len(of_type(made, "Microsoft.Network/privateEndpoints"))
+        assert 4 == len(of_type(made, "Microsoft.Network/privateEndpoints"))
 
     def test_private_app(self) -> None:
         """The app is closed to the internet and has a private endpoint."""
@@ -510,7 +607,7 @@ class TestNetwork:
         assert member.id.startswith(LOG_SCOPE)
         component = the(made, "Microsoft.Insights/components")
         assert component.id == member["properties"]["linkedResourceId"]
-        assert 3 == len(of_type(made, "Microsoft.Network/privateEndpoints"))
+        assert 4 == len(of_type(made, "Microsoft.Network/privateEndpoints"))
 
     @pytest.mark.parametrize(
         ("conflict", "others"),

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 # Commands from outside the repository, and those that are built into a shell.
 PROGRAMS = set(
-    "az azd curl func gh git jq make node npm python python3 sed zip"
+    "az azd curl func gh git gunzip jq make node npm python python3 sed zip"
     " cd cp do done echo eval export for mkdir source".split()
 )
 ASSIGNMENTS = re.compile(r'^([A-Z_]+=("[^"]*"|\$\(.*\)|\S*) *)+')
@@ -145,7 +145,8 @@ def test_each_role_is_in_the_runbook() -> None:
     page = (ROOT / "docs/operations.md").read_text()
     section = page.partition("### A role is wrong or gone\n")[2].partition("\n### ")[0]
     rows = re.findall(r"^\| ([A-Z][\w ]+?) (?:on|of) ", section, re.MULTILINE)
-    assert sorted(ROLES) == sorted(rows)
+    # One of them is assigned on two containers.
+    assert sorted([*ROLES, "Storage Blob Data Contributor"]) == sorted(rows)
 
 
 def test_each_output_is_explained() -> None:

@@ -36,7 +36,7 @@ def level_of(category: str) -> str:
 
 def test_functions() -> None:
     """The function above finds the app's functions."""
-    assert {"token", "user", "prune_mappings"} <= set(functions())
+    assert {"token", "user", "prune_mappings", "back_up_mappings"} <= set(functions())
 
 
 @pytest.mark.parametrize("name", functions())

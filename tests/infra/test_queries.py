@@ -18,6 +18,7 @@ TREES = [
     ast.parse(path.read_text())
     for path in [ROOT / "function_app.py", *(ROOT / "shared").rglob("*.py")]
 ]
+REPORTS = {"PruneReport", "BackupReport"}
 AUDITING = {"record", "note", "decision", "timed"}
 
 
@@ -58,7 +59,7 @@ def fields_in_the_code() -> set[str]:
     found = {"event"}
     for tree in TREES:
         for node in ast.walk(tree):
-            if isinstance(node, ast.ClassDef) and node.name == "PruneReport":
+            if isinstance(node, ast.ClassDef) and node.name in REPORTS:
                 found |= {
                     item.target.id
                     for item in node.body

@@ -781,6 +781,34 @@ class TestTeardown:
             "az deployment sub delete --name acs-token-broker-dev",
         ] == deployed.changes()
 
+    def test_backups(self, deployed: Cloud) -> None:
+        """It deletes the policy that protects the backups, which would keep the group."""
+        groups = deployed.state("azure")["groups"]
+        groups[self.GROUP]["policies"] = {"stbackupdev": "Unlocked"}
+        deployed.change("azure", groups=groups)
+        finished = deployed.script("teardown.sh", "dev", "--yes", "dev")
+        assert (0, "") == (finished.code, finished.err)
+        assert "the policy that protects the backups in stbackupdev" in finished.out
+        [policy, group] = [
+            call for call in deployed.changes() if "immutability" in call or "az group" in call
+        ]
+        assert (
+            "az storage container immutability-policy delete"
+            f" --resource-group {self.GROUP} --account-name stbackupdev"
+            " --container-name mappings-backup --if-match '\"0x8D\"'"
+        ) == policy
+        assert "az group delete" in group
+
+    def test_locked_backups(self, deployed: Cloud) -> None:
+        """It says beforehand that a locked policy keeps the backups, and with them the group."""
+        groups = deployed.state("azure")["groups"]
+        groups[self.GROUP]["policies"] = {"stbackupdev": "Locked"}
+        deployed.change("azure", groups=groups)
+        finished = deployed.script("teardown.sh", "dev", "--dry-run")
+        assert 0 == finished.code
+        assert "but not stbackupdev: its policy is locked" in finished.out
+        assert "immutability-policy delete" not in finished.out
+
     def test_nothing_else(self, deployed: Cloud) -> None:
         """It does not change the other environment or the registration."""
         before = deployed.state("azure")

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import uuid
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ from shared.mappings.endings import (
 )
 from shared.mappings.identities import FOREIGN, SETTLED_AFTER
 from shared.mappings.ledger import Unfinished
-from shared.mappings.table import LEASE, State
+from shared.mappings.table import LEASE, State, partition_key
 from tests.emulated import ACS_ID, anybody, mapping_of, until
 
 if TYPE_CHECKING:
@@ -244,12 +245,24 @@ class TestRevoke:
         self, endings: Endings, store: Store, person: Person, clock: Clock, state: State
     ) -> None:
         """A mark never moves back."""
-        mark = clock.now + HOUR
+        mark = clock.now + timedelta(minutes=2)
         await store.put(mapping_of(person, clock.now, state=state, revoked_before=mark))
 
         await endings.revoke(person, admit=anybody)
 
         assert mark == (await store.mappings.read(person)).revoked_before
+
+    async def test_mark_in_the_future(
+        self, endings: Endings, store: Store, person: Person, clock: Clock
+    ) -> None:
+        """A damaged mark, which would lock its person out, is replaced."""
+        await store.put(mapping_of(person, clock.now, revoked_before=clock.now + HOUR))
+
+        await endings.revoke(person, admit=anybody)
+
+        mark = (await store.mappings.read(person)).revoked_before
+        assert mark is not None
+        assert clock.is_now(mark)
 
     @pytest.mark.parametrize(
         "fault",
@@ -345,6 +358,15 @@ class TestRevoke:
         await finish(endings, store)
 
         assert not acs.token_is_valid(token)
+
+    async def test_same_second(
+        self, endings: Endings, store: Store, person: Person, clock: Clock
+    ) -> None:
+        """Refused are tokens up to the end of the second, since that is how exact the clock is."""
+        await endings.revoke(person, admit=anybody)
+
+        with pytest.raises(RevokedTokenError):
+            signed_in(person, clock.now + timedelta(seconds=1))(await store.mappings.read(person))
 
     async def test_token_on_its_way(
         self,
@@ -1351,3 +1373,54 @@ class TestTimes:
         mark = None if age is None else now - age
 
         assert needed is is_mark_needed(mapping_of(person, now, revoked_before=mark), now)
+
+
+class TestTwoRows:
+    """Two rows that name one identity, as after a restore by hand."""
+
+    @pytest.fixture
+    async def made(
+        self, identities: Identities, store: Store, person: Person
+    ) -> tuple[IdentityMapping, Person]:
+        """The mapping of the person in the index, and another person with the same identity."""
+        mapping = await identities.get_or_create(person, admit=anybody)
+        other = Person(person.tenant_id, "0" * 36)
+        await store.put(replace(mapping, person=other))
+        return mapping, other
+
+    async def test_erase(
+        self,
+        endings: Endings,
+        acs: AcsEmulator,
+        store: Store,
+        made: tuple[IdentityMapping, Person],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """Erasing the one leaves the other's identity alone, and is reported."""
+        mapping, other = made
+
+        assert await endings.erase(other, reason="erased", admit=anybody)
+
+        assert [mapping.acs_id] == list(acs.identities)
+        assert mapping.person == await store.ledger.owner(mapping.acs_id)
+        assert State.ERASED is (await store.mappings.read(other)).state
+        assert "identity_shared" in caplog.text
+
+    async def test_orphan(
+        self,
+        endings: Endings,
+        acs: AcsEmulator,
+        store: Store,
+        made: tuple[IdentityMapping, Person],
+        clock: Clock,
+    ) -> None:
+        """An orphan of the one that the other uses is struck off."""
+        mapping, other = made
+        await store.rows.delete_entity(partition_key(other), other.object_id)
+        await store.ledger.add_orphan(mapping.acs_id, person=other, reason="idle", now=clock.now)
+        (orphan,) = [each async for each in store.ledger.orphans()]
+
+        assert not await endings.delete_orphan(orphan)
+
+        assert [mapping.acs_id] == list(acs.identities)
+        assert {} == await store.orphans()

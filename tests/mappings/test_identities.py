@@ -471,7 +471,7 @@ class TestIndex:
     ) -> None:
         """An entry that is missing is written with the next use that is recorded."""
         made = await identities.get_or_create(person, admit=anybody)
-        await store.ledger.forget_owner(made.acs_id)
+        await store.ledger.forget_owner(made.acs_id, person)
 
         clock.advance(days=2)
         await identities.get_or_create(person, admit=anybody)

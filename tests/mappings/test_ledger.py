@@ -64,7 +64,7 @@ METHODS: dict[str, tuple[str, Call]] = {
         ),
     ),
     "index": ("table_update", lambda ledger, person, now: ledger.index(ACS_ID, person)),
-    "forget_owner": ("table_delete", lambda ledger, person, now: ledger.forget_owner(ACS_ID)),
+    "forget_owner": ("table_read", lambda ledger, person, now: ledger.forget_owner(ACS_ID, person)),
     "take": ("table_read", lambda ledger, person, now: ledger.take("t", day=DAY, limit=1)),
     "remember": ("table_update", lambda ledger, person, now: ledger.remember("r", rows=1)),
     "recall": ("table_read", lambda ledger, person, now: ledger.recall("r")),
@@ -247,7 +247,7 @@ class TestIndex:
         assert await ledger.owner(f"{ACS_ID}-other") is None
 
         for _ in range(2):
-            await ledger.forget_owner(ACS_ID)
+            await ledger.forget_owner(ACS_ID, person)
         assert await ledger.owner(ACS_ID) is None
 
     async def test_owners(self, store: Store, ledger: Ledger, person: Person) -> None:
@@ -264,7 +264,18 @@ class TestIndex:
         await ledger.remember("prune", rows=1)
         await store.entries.upsert_entity({"PartitionKey": f"{ACS_ID}-x", "RowKey": "person"})
 
-        assert wanted == dict(await every(ledger.owners()))
+        found = await every(ledger.owners())
+        assert wanted == {acs_id: owner for acs_id, owner, _ in found}
+        assert all(written_on is not None for _, _, written_on in found)
+
+    async def test_owner_of_another(self, ledger: Ledger, person: Person) -> None:
+        """An entry is removed for its own person alone."""
+        await ledger.index(ACS_ID, OTHER)
+
+        await ledger.forget_owner(ACS_ID, person)
+        assert OTHER == await ledger.owner(ACS_ID)
+        await ledger.forget_owner(ACS_ID, OTHER)
+        assert await ledger.owner(ACS_ID) is None
 
     async def test_first_claim(self, ledger: Ledger, person: Person) -> None:
         """A free identity goes to the first who claims it."""
@@ -293,7 +304,7 @@ class TestIndex:
         """An entry that has been removed since it was found is not replaced."""
         await ledger.index(ACS_ID, OTHER)
         found = await ledger.ownership(ACS_ID)
-        await ledger.forget_owner(ACS_ID)
+        await ledger.forget_owner(ACS_ID, None)
 
         assert not await ledger.claim(ACS_ID, person, instead_of=found)
         assert await ledger.owner(ACS_ID) is None

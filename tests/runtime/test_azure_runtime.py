@@ -152,6 +152,7 @@ class TestBroker:
             "health_ready",
             "openapi",
             "prune_mappings",
+            "back_up_mappings",
         } <= functions.keys()
         assert 200 == healthy["status"]
         assert "3.1.0" == json.loads(contract["body"])["openapi"]

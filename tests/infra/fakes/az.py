@@ -95,6 +95,8 @@ def main(command: str, given: dict[str, Any]) -> None:  # noqa: C901, PLR0912, P
             if STATE["groups"][given["name"]]["locks"] or STATE.pop("locks_linger", False):
                 (FOLDER / "azure.json").write_text(json.dumps(STATE))
                 refuse("ScopeLocked")
+            if STATE["groups"][given["name"]].get("policies"):
+                refuse("AccountProtectedFromDeletion")
             del STATE["groups"][given["name"]]
         case "resource list":
             group = STATE["groups"][given["resource-group"]]
@@ -204,6 +206,17 @@ def main(command: str, given: dict[str, Any]) -> None:  # noqa: C901, PLR0912, P
                 refuse("Resource does not exist")
             else:
                 STATE["deleted"] = [d for d in STATE["deleted"] if d["id"] != path]
+        case "storage account list":
+            shown(STATE["groups"][given["resource-group"]].get("policies", {}))
+        case "storage container immutability-policy show":
+            policies = STATE["groups"][given["resource-group"]].get("policies", {})
+            if given["account-name"] not in policies:
+                refuse("ResourceNotFound")
+            shown(f'{policies[given["account-name"]]} "0x8D"')
+        case "storage container immutability-policy delete":
+            if given["if-match"] != '"0x8D"' or STATE["groups"][given["resource-group"]]["locks"]:
+                refuse("PreconditionFailed")
+            STATE["groups"][given["resource-group"]]["policies"] = {}
         case "storage table list":
             sys.stdout.write(json.dumps([{"name": name} for name in STATE["tables"]]))
         case "storage entity query":

@@ -30,11 +30,12 @@ from azure.core.exceptions import (
 )
 from azure.data.tables import TableErrorCode
 from azure.data.tables.aio import TableClient
+from azure.storage.blob.aio import ContainerClient
 
 from local.serving.application import serve
 from local.serving.certificates import Certificates
 from local.storage.azurite import AzuriteError, Endpoints, azurite
-from local.storage.proxy import TableProxy
+from local.storage.proxy import BlobProxy, TableProxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -215,6 +216,33 @@ class TestWithEntraTokens:
 
         assert "active" == entity["state"]
         assert 1 == proxy.faults.count("table_read")
+
+
+class TestBlobProxy:
+    """The proxy in front of Azurite's blobs."""
+
+    async def test_operations(self) -> None:
+        """It passes on what the SDK sends, counts it, and fails as Blob Storage can."""
+        async with azurite(blob_and_queue_ports=(0, 0)) as endpoints:
+            assert endpoints.blob is not None
+            proxy = BlobProxy(endpoints.blob)
+            async with serve(proxy.application()) as url:
+                proxy.url = url
+                connection = endpoints.connection_string.replace(endpoints.blob, proxy.endpoint)
+                async with ContainerClient.from_connection_string(
+                    connection, "backups", retry_total=0, max_single_put_size=1, max_block_size=4
+                ) as container:
+                    await container.create_container()
+                    proxy.faults.fail_next("blob_commit", status=503)
+                    with pytest.raises(HttpResponseError, match="ServerBusy"):
+                        await container.upload_blob("lost", b"12345678")
+                    await container.upload_blob("kept", b"12345678")
+                    names = [blob.name async for blob in container.list_blobs()]
+                    kept = await (await container.download_blob("kept")).readall()
+
+        assert (["kept"], b"12345678") == (names, kept)
+        assert (4, 2) == tuple(map(proxy.faults.count, ("blob_block", "blob_commit")))
+        assert proxy.faults.count("blob_read")
 
 
 class TestTableProxy:
