@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import json
+import random
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from shared.errors import BrokerError
 from shared.mappings.endings import is_deletion_due, is_mark_needed
 from shared.mappings.identities import CLOCK_TOLERANCE, LONGEST_LEASE, is_leased
 from shared.mappings.index_check import IndexCheck
 from shared.mappings.table import State, readable_of
-from shared.runs import MAX_DURATION, SECONDS_PER_DELETE, BrakeError, Work, reported
+from shared.runs import MAX_DURATION, SECONDS_PER_DELETE, BrakeError, Piece, Work, reported
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
-    from shared.mappings.attempts import Position
+    from shared.mappings.attempts import Page, Position
     from shared.mappings.endings import Endings
     from shared.mappings.ledger import Ledger
     from shared.mappings.table import IdentityMapping, IdentityMappings
-    from shared.runs import Piece
     from shared.settings import PruneSettings
 
 ABANDONED_AFTER = timedelta(minutes=10)
 MAX_CLOCK_OFFSET = timedelta(minutes=5)
-RESERVED = MAX_DURATION / 2  # For removing; counting goes on in the next run.
 PROGRESS = "prune"
 PROGRESS_LASTS = timedelta(days=3)
 
@@ -50,10 +49,20 @@ class PruneReport:
     failed: int = 0  # Identities that could not be deleted, or rows that could not be changed.
     stopped: str | None = None  # Which brake ended the run, if one did.
 
+    def count(self, piece: Piece) -> None:
+        """Count a piece of work that was done."""
+        match piece.kind:
+            case "idle":
+                self.pruned += 1
+            case "interrupted":
+                self.finished += 1
+            case "mend":
+                self.mended += 1
+
 
 @dataclass(slots=True)
 class _Progress:
-    """Where the table was left: a run that is stopped goes on there the next day."""
+    """Where the table was left: a run that was ended in whatever way goes on there the next day."""
 
     counted: bool
     position: Position | None
@@ -77,6 +86,7 @@ class Pruner:
         ledger: Ledger,
         clock: Callable[[], datetime] = utc_now,
         seconds_per_delete: float = SECONDS_PER_DELETE,
+        duration: timedelta = MAX_DURATION,
     ) -> None:
         self._settings = settings
         self._endings = endings
@@ -84,6 +94,7 @@ class Pruner:
         self._ledger = ledger
         self._clock = clock
         self._seconds_per_delete = seconds_per_delete
+        self._duration = duration
 
     async def run(self) -> PruneReport:
         """Do one run, and write one audit line about it.
@@ -100,103 +111,115 @@ class Pruner:
         now = await self._mappings.server_time()
         if abs(self._clock() - now) > MAX_CLOCK_OFFSET:
             raise BrakeError("clock")
-        work = Work(seconds_each=self._seconds_per_delete)
+        work = Work(seconds_each=self._seconds_per_delete, duration=self._duration)
         progress = await self._recall(report, now)
-        index = IndexCheck(mappings=self._mappings, ledger=self._ledger)
+        if not progress.counted:
+            await self._count(report, progress, work)
+        await self._check_share(report)
         try:
-            if not progress.counted:
-                await self._count(report, progress, work, index)
-            self._check_share(report, progress)
             await self._go_through(report, progress, work, now)
-            if not self._settings.dry_run:
-                report.mended += await index.mend()
-        except (BrakeError, BrokerError):
-            await self._remember(report, progress)
-            raise
         finally:
             report.failed = work.failed
-        await self._ledger.forget(PROGRESS)
 
-    def _check_share(self, report: PruneReport, progress: _Progress) -> None:
-        if report.idle > report.rows * self._settings.max_share:
-            progress.counted = False  # The next run counts again.
-            raise BrakeError("share")
-
-    async def _count(
-        self, report: PruneReport, progress: _Progress, work: Work, index: IndexCheck
-    ) -> None:
-        """Count the rows, and those of them that are active but idle."""
+    async def _count(self, report: PruneReport, progress: _Progress, work: Work) -> None:
+        """Count the rows, and those of them that are active but idle; check the index by them."""
+        index = IndexCheck(mappings=self._mappings, ledger=self._ledger)
         index.is_complete = progress.position is None
         idle_before = progress.started_on - self._settings.idle
         async for page in self._mappings.uses(start=progress.position):
-            work.check_time(reserve=RESERVED)
+            # Half of the time is for removing; counting goes on in the next run.
+            work.check_time(reserve=self._duration / 2)
             report.rows += len(page.entities)
             report.idle += sum(_is_idle(entity, idle_before) for entity in page.entities)
             index.add(page.entities)
-            progress.position = page.following
-        progress.counted, progress.position = True, None
+            await self._move_on(report, progress, page)
+        if not self._settings.dry_run:
+            report.mended += await index.mend(work.check_time)
+
+    async def _check_share(self, report: PruneReport) -> None:
+        if report.idle > report.rows * self._settings.max_share:
+            if not self._settings.dry_run:
+                await self._ledger.forget(PROGRESS)  # The next run counts again.
+            raise BrakeError("share")
 
     async def _go_through(
         self, report: PruneReport, progress: _Progress, work: Work, now: datetime
     ) -> None:
         """Do what the rows of each page need."""
-        idle_before = now - self._settings.idle
         left = self._settings.max_deletes
         pages = self._mappings.unsettled(
-            idle_before=idle_before, future=now + CLOCK_TOLERANCE, start=progress.position
+            idle_before=now - self._settings.idle,
+            future=now + CLOCK_TOLERANCE,
+            start=progress.position,
         )
         async for page in pages:
-            mappings = readable_of(page)
-            mending = [self._mend(mapping, now) for mapping in mappings]
-            report.mended += await self._do(work, [piece for piece in mending if piece])
-            interrupted = [mapping for mapping in mappings if _is_interrupted(mapping, now)]
-            idle = [
-                mapping
-                for mapping in mappings
-                if mapping.state is State.ACTIVE and mapping.last_used_on < idle_before
-            ]
-            # Attempts count, not successes: a service that refuses must not be asked for ever.
-            for kind, reason in ((interrupted, "interrupted"), (idle, "idle")):
-                ends = [partial(self._endings.end, each, reason=reason) for each in kind[:left]]
-                done = await self._do(work, ends)
-                if reason == "idle":
-                    report.pruned += done
-                else:
-                    report.finished += done
-                left -= len(ends)
-                if len(ends) < len(kind):
-                    raise BrakeError("deletes")
-            progress.position = page.following
+            work.check_time()
+            needed = [self._needed(mapping, now) for mapping in readable_of(page)]
+            pieces = [piece for piece in needed if piece]
+            ends = [piece for piece in pieces if piece.kind != "mend"]
+            # Attempts count, not successes: a service that refuses must not be asked for ever. They
+            # are in any order: the same few that fail must not always come first.
+            chosen = random.sample(ends, min(left, len(ends)))
+            left -= len(chosen)
+            try:
+                mends = [piece for piece in pieces if piece.kind == "mend"]
+                async for piece in self._do(work, mends + chosen):
+                    report.count(piece)
+            except BrakeError as brake:
+                if str(brake) == "failures":
+                    await self._move_on(report, progress, page)  # Nor hold up the other pages.
+                raise
+            if len(chosen) < len(ends):
+                raise BrakeError("deletes")
+            await self._move_on(report, progress, page)
 
-    async def _do(self, work: Work, pieces: Sequence[Piece]) -> int:
-        """Do pieces of work, or in a dry run only count them."""
-        return len(pieces) if self._settings.dry_run else await work.do(pieces)
+    async def _do(self, work: Work, pieces: Sequence[Piece]) -> AsyncIterator[Piece]:
+        """Do pieces of work, or in a dry run only yield them."""
+        if self._settings.dry_run:
+            for piece in pieces:
+                yield piece
+        else:
+            async for piece in work.do(pieces):
+                yield piece
 
-    def _mend(self, mapping: IdentityMapping, now: datetime) -> Piece | None:
-        """Return what has to be set right in a row, if anything."""
-        if mapping.state is State.ERASED and not is_mark_needed(mapping, now):
-            return partial(self._mappings.remove, mapping)
+    def _needed(self, mapping: IdentityMapping, now: datetime) -> Piece | None:
+        """Return what a row needs, if anything."""
+        about = {"acs_id": mapping.acs_id or None, **mapping.person._asdict()}
+        if mapping.state is State.ERASED:
+            needed = not is_mark_needed(mapping, now)
+            return Piece("mend", partial(self._mappings.remove, mapping), about) if needed else None
         if mapping.state is State.ACTIVE and mapping.last_used_on > now + CLOCK_TOLERANCE:
             # It was written by a machine whose clock was wrong, and would never become idle.
-            return partial(self._changed, mapping, now)
-        return None
+            return Piece("mend", partial(self._changed, mapping, now), about)
+        reason = None
+        if mapping.state is State.ACTIVE and mapping.last_used_on < now - self._settings.idle:
+            reason = "idle"
+        elif _is_interrupted(mapping, now):
+            reason = "interrupted"
+        if reason is None:
+            return None
+        end = partial(self._endings.end, mapping, reason=reason)
+        return Piece(reason, end, about, mapping.failures)
 
     async def _changed(self, mapping: IdentityMapping, now: datetime) -> bool:
         return await self._mappings.change(mapping, last_used_on=now) is not None
 
     async def _recall(self, report: PruneReport, now: datetime) -> _Progress:
         """Return where the last run stopped, and put what it counted into the report."""
-        kept = await self._ledger.recall(PROGRESS)
-        if self._settings.dry_run or not kept or kept["startedOn"] < now - PROGRESS_LASTS:
-            return _Progress(counted=False, position=None, started_on=now)
-        report.rows, report.idle = kept["rows"], kept["idle"]
-        return _Progress(
-            counted=kept["counted"],
-            position=json.loads(kept["position"]),
-            started_on=kept["startedOn"],
-        )
+        kept = {} if self._settings.dry_run else await self._ledger.recall(PROGRESS)
+        with suppress(KeyError, TypeError, ValueError):  # An entry that somebody has edited.
+            position = json.loads(kept["position"])
+            progress = _Progress(kept["counted"], position, kept["startedOn"])
+            if now - PROGRESS_LASTS < progress.started_on < now + CLOCK_TOLERANCE:
+                report.rows, report.idle = int(kept["rows"]), int(kept["idle"])
+                return progress
+        return _Progress(counted=False, position=None, started_on=now)
 
-    async def _remember(self, report: PruneReport, progress: _Progress) -> None:
+    async def _move_on(self, report: PruneReport, progress: _Progress, page: Page) -> None:
+        """Note that a page is done: should this run be ended, the next one goes on behind it."""
+        progress.position = page.following
+        if page.following is None:
+            progress.counted = not progress.counted  # The first reading ends, or the second one.
         if self._settings.dry_run:
             return
         if not progress.counted and progress.position is None:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -19,9 +19,7 @@ from shared import audit
 from shared.errors import BrokerError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator
-
-    Piece = Callable[[], Awaitable[bool]]
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 
 # ACS allows 500 deletes in 30 seconds; 5 a second are 30 % of that.
 # https://learn.microsoft.com/azure/communication-services/concepts/service-limits#identity
@@ -33,6 +31,19 @@ MAX_DURATION = timedelta(minutes=25)  # host.json ends a run after 30 minutes.
 
 class BrakeError(Exception):
     """A brake that ends the run; the text is its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A piece of work: its kind, what does it, and for the log, whom or what it is about.
+
+    `do` returns whether there was something to do; `failures` says how often it has failed before.
+    """
+
+    kind: str
+    do: Callable[[], Awaitable[bool]]
+    about: Mapping[str, audit.Field]
+    failures: int | None = None  # Not known.
 
 
 class Work:
@@ -54,33 +65,35 @@ class Work:
         if asyncio.get_running_loop().time() > self._until - reserve.total_seconds():
             raise BrakeError("time")
 
-    async def do(self, pieces: Iterable[Piece]) -> int:
-        """Do pieces of work; return how many of them did something.
+    async def do(self, pieces: Iterable[Piece]) -> AsyncIterator[Piece]:
+        """Do pieces of work, and yield each that did something.
 
         Raises:
             BrakeError: the time is over, or too many have failed in a row.
         """
-        done = 0
         remaining = iter(pieces)
         while group := list(islice(remaining, AT_A_TIME)):
             self.check_time()
             pause = asyncio.sleep(self._seconds_each * len(group))
-            *outcomes, _ = await asyncio.gather(*(self._try(each) for each in group), pause)
-            done += sum(outcome is True for outcome in outcomes)
+            *done, _ = await asyncio.gather(*map(self._try, group), pause)
+            for piece, outcome in zip(group, done, strict=True):
+                if outcome:
+                    yield piece
             if self._in_a_row >= FAILURES_IN_A_ROW:
                 raise BrakeError("failures")
-        return done
 
-    async def _try(self, piece: Piece) -> bool | None:
-        """Return what a piece of work does, None if it fails."""
+    async def _try(self, piece: Piece) -> bool:
+        """Return whether a piece of work did something; count it and go on if it fails."""
         try:
-            done = await piece()
+            done = await piece.do()
         except BrokerError as error:
             self.failed += 1
             self._in_a_row += 1
-            fields = {"code": error.code, "reason": str(error)}
+            failures = None if piece.failures is None else piece.failures + 1
+            why: dict[str, audit.Field] = {"code": error.code, "reason": str(error)}
+            fields = {"work": piece.kind, "failures": failures, **why, **piece.about}
             audit.record("piece_failed", fields, level=logging.WARNING)
-            return None
+            return False
         self._in_a_row = 0
         return done
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
-from shared.runs import SECONDS_PER_DELETE, Work, reported
+from shared.mappings.endings import LONGEST_RETRY
+from shared.runs import SECONDS_PER_DELETE, Piece, Work, reported
 
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from shared import audit
     from shared.mappings.endings import Endings
     from shared.mappings.ledger import Ledger, Orphan, Unfinished
     from shared.mappings.table import IdentityMappings
+
+LATE_AFTER = timedelta(hours=1)
 
 
 @dataclass(slots=True)
@@ -21,9 +27,10 @@ class SweepReport:
     """What one run found and did."""
 
     waiting: int = 0  # People and identities in the ledger.
+    late: int = 0  # People among them who have waited for more than an hour.
     finished: int = 0  # People whose erasure or revocation is complete.
     orphans: int = 0  # Identities that were deleted.
-    failed: int = 0
+    failed: int = 0  # Erasures, revocations and deletions that have to be tried again.
     stopped: str | None = None  # Which brake ended the run, if one did.
 
 
@@ -61,14 +68,26 @@ class Sweeper:
     async def _run(self, report: SweepReport) -> None:
         now = await self._mappings.server_time()
         work = Work(seconds_each=self._seconds_per_delete)
+        people = [each async for each in self._ledger.unfinished()]
+        orphans = [each async for each in self._ledger.orphans()]
+        report.waiting = len(people) + len(orphans)
+        report.late = sum(now - each.since > LATE_AFTER for each in people)
+        pieces = [
+            Piece("unfinished", partial(self._finish, each), each.person._asdict())
+            for each in people
+        ]
+        pieces += [
+            Piece("orphan", partial(self._endings.delete_orphan, each), _about(each), each.failures)
+            for each in orphans
+            if is_due(each, now)
+        ]
         try:
-            people = [each async for each in self._ledger.unfinished()]
-            orphans = [each async for each in self._ledger.orphans()]
-            report.waiting = len(people) + len(orphans)
-            report.finished = await work.do(partial(self._finish, each) for each in people)
-            report.orphans = await work.do(
-                partial(self._endings.delete_orphan, each) for each in orphans if is_due(each, now)
-            )
+            # In any order: the same few that fail must not always come first.
+            async for piece in work.do(random.sample(pieces, len(pieces))):
+                if piece.kind == "orphan":
+                    report.orphans += 1
+                else:
+                    report.finished += 1
         finally:
             report.failed = work.failed
 
@@ -80,5 +99,11 @@ class Sweeper:
 
 
 def is_due(orphan: Orphan, now: datetime) -> bool:
-    """Return whether an identity may be deleted now."""
-    return orphan.retry_on is None or now >= orphan.retry_on
+    """Return whether an identity may be deleted now; a date that nobody can have set is ignored."""
+    retry_on = orphan.retry_on
+    return retry_on is None or not now < retry_on <= now + LONGEST_RETRY
+
+
+def _about(orphan: Orphan) -> dict[str, audit.Field]:
+    person = orphan.person._asdict() if orphan.person else {}
+    return {"acs_id": orphan.acs_id, **person}

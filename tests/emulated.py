@@ -7,10 +7,12 @@ import threading
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import groupby
+from itertools import groupby, islice
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from azure.core.exceptions import ResourceNotFoundError
+from azure.data.tables import UpdateMode
 
 from shared.mappings.table import IdentityMapping, State, entity_from_mapping, partition_key
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 START_SECONDS = 90
+TRANSACTION_SIZE = 100
 ACS_ID = "8:acs:ac5ac5ac-0000-4000-8000-000000000001_00000005-0000-0000-0000-000000000000"
 
 
@@ -131,10 +134,13 @@ class Store:
 
     async def put(self, mapping: IdentityMapping, **changes: Any) -> None:
         """Store a row as it is, with changes; None leaves a member out."""
-        await self.rows.upsert_entity(entity_from_mapping(mapping) | changes)
+        entity = entity_from_mapping(mapping) | changes
+        await self.rows.upsert_entity(entity, mode=UpdateMode.REPLACE)
 
     async def put_all(self, mappings: list[IdentityMapping]) -> None:
         """Store many rows, as many as a transaction may have at a time."""
         entities = [entity_from_mapping(mapping) for mapping in mappings]
-        for _, group in groupby(entities, key=lambda entity: entity["PartitionKey"]):
-            await self.rows.submit_transaction([("upsert", entity) for entity in group])
+        entities.sort(key=itemgetter("PartitionKey"))
+        for _, group in groupby(entities, key=itemgetter("PartitionKey")):
+            while some := [("upsert", entity) for entity in islice(group, TRANSACTION_SIZE)]:
+                await self.rows.submit_transaction(some)

@@ -15,10 +15,11 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     ["function_app"],
     ["shared.services"],
-    ["shared.broker", "shared.prune"],
+    ["shared.directory"],
+    ["shared.broker", "shared.prune", "shared.sweep"],
     ["shared.mappings"],
     ["shared.acs", "shared.entra"],
-    ["shared.http"],
+    ["shared.http", "shared.runs"],
     ["shared.rate_limit", "shared.settings"],
     ["shared.audit", "shared.endpoints", "shared.errors", "shared.identifiers"],
     ["shared.single_flight", "shared.strict_json"],

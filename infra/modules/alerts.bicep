@@ -202,6 +202,16 @@ var rules = [
     query: loadTextContent('../queries/alert-backup-missing.kql')
   }
   {
+    name: 'sweep-failed'
+    title: 'Erasures and revocations wait'
+    severity: 2
+    every: 'PT15M'
+    // Twice what the query looks at, so that it knows whether the app logged before that.
+    window: 'PT2H'
+    above: 0
+    query: loadTextContent('../queries/alert-sweep-failed.kql')
+  }
+  {
     name: 'package-written'
     title: 'The code was replaced'
     severity: 2
@@ -391,7 +401,7 @@ resource alerts 'Microsoft.Insights/scheduledQueryRules@2026-03-01' = [
       evaluationFrequency: rule.every
       windowSize: rule.window
       // The longest that Azure allows, for the queries that look at more than a day.
-      overrideQueryTimeRange: endsWith(rule.name, '-missing') && rule.window == 'P1D' ? 'P2D' : null
+      overrideQueryTimeRange: contains(['backup-missing', 'prune-failed', 'prune-missing'], rule.name) ? 'P2D' : null
       // A new workspace may lack a table until its first row. The tests parse the queries.
       skipQueryValidation: true
       autoMitigate: true

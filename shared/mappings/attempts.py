@@ -133,7 +133,7 @@ class Page:
     """A page of a scan: its entities, the table's time, and where the next page begins."""
 
     entities: list[TableEntity]
-    time: TableTime | None
+    time: TableTime
     following: Position | None  # None: this was the last page.
 
 
@@ -167,4 +167,4 @@ async def pages_of(
             entities = await attempt(next_page, READ_ATTEMPTS, seconds=PAGE_SECONDS)
         except StopAsyncIteration:
             return
-        yield Page(entities, keeper.time, pages.continuation_token)
+        yield Page(entities, keeper.known, pages.continuation_token)

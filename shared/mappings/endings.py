@@ -16,6 +16,7 @@ from shared import audit
 from shared.errors import (
     BrokerError,
     BusyError,
+    ForeignIdentityError,
     IdentityGoneError,
     RevokedTokenError,
     StorageUnavailableError,
@@ -146,8 +147,11 @@ class Endings:
         request that comes later finds the row claimed.
 
         Raises:
+            ForeignIdentityError: it belongs to another ACS resource; the row is as it was.
             BrokerError: ACS or the table failed; the row says when to try again.
         """
+        if mapping.state is State.ACTIVE and not await self._acs.owns(mapping.acs_id):
+            raise ForeignIdentityError("the identity belongs to another ACS resource")
         claimed = await self._mappings.change(
             mapping,
             state=State.DELETING,

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
+from contextlib import suppress
 from datetime import timedelta
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
+from shared.errors import StorageUnavailableError
+from shared.identifiers import ACS_ID
 from shared.mappings.ownership import claim, report_shared
 from shared.mappings.table import State, person_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from shared.identifiers import Person
     from shared.mappings.ledger import Ledger
@@ -45,8 +48,11 @@ class IndexCheck:
         """Take note of rows."""
         self._rows.extend(_hash(*pair) for pair in map(_pair, entities) if pair)
 
-    async def mend(self) -> int:
+    async def mend(self, check_time: Callable[[], None] = lambda: None) -> int:
         """Compare, mend what differs, and return how many entries that were.
+
+        Args:
+            check_time: is called again and again, and raises if the time is over.
 
         Raises:
             StorageUnavailableError: Table Storage failed; the next run compares again.
@@ -58,28 +64,41 @@ class IndexCheck:
         mended = 0
         recently = await self._mappings.server_time() - SETTLING
         async for acs_id, person, written_on in self._ledger.owners():
+            check_time()
             entries.append(_hash(acs_id, person))
             if _holds(rows, entries[-1]) or written_on is None or written_on > recently:
                 continue
-            if not await self._has(person, acs_id):
-                await self._ledger.forget_owner(acs_id, person)
-                mended += 1
+            mended += await _tried(self._remove(acs_id, person))
         entries = _sorted(entries)
         if any(not _holds(entries, each) for each in rows):
-            mended += await self._add_missing(entries)
+            mended += await self._add_missing(entries, check_time)
         return mended
 
-    async def _add_missing(self, entries: array[int]) -> int:
+    async def _add_missing(self, entries: array[int], check_time: Callable[[], None]) -> int:
         added = 0
         async for page in self._mappings.uses():
             for acs_id, person in filter(None, map(_pair, page.entities)):
-                if _holds(entries, _hash(acs_id, person)) or not await self._has(person, acs_id):
-                    continue
-                if await claim(acs_id, person, mappings=self._mappings, ledger=self._ledger):
-                    added += 1
-                elif await self._ledger.owner(acs_id) is not None:
-                    report_shared(acs_id, person)
+                check_time()
+                if not _holds(entries, _hash(acs_id, person)):
+                    added += await _tried(self._add(acs_id, person))
         return added
+
+    async def _remove(self, acs_id: str, person: Person) -> bool:
+        """Remove an entry, unless the row has come to name the identity meanwhile."""
+        if await self._has(person, acs_id):
+            return False
+        await self._ledger.forget_owner(acs_id, person)
+        return True
+
+    async def _add(self, acs_id: str, person: Person) -> bool:
+        """Add an entry, unless the row has changed, or the identity is somebody else's."""
+        if not await self._has(person, acs_id):
+            return False
+        if await claim(acs_id, person, mappings=self._mappings, ledger=self._ledger):
+            return True
+        if await self._ledger.owner(acs_id) is not None:
+            report_shared(acs_id, person)
+        return False
 
     async def _has(self, person: Person, acs_id: str) -> bool:
         """Return whether a person's row names an identity, or may be about to."""
@@ -87,9 +106,18 @@ class IndexCheck:
         return mapping.acs_id == acs_id or mapping.state is State.CREATING
 
 
+async def _tried(mending: Awaitable[bool]) -> bool:
+    """Return whether an entry was mended: a row that cannot be read must not hold up the others."""
+    with suppress(StorageUnavailableError):
+        return await mending
+    return False
+
+
 def _pair(entity: Mapping[str, Any]) -> tuple[str, Person] | None:
     acs_id = entity.get("acsId")
-    return (acs_id, person_of(entity)) if isinstance(acs_id, str) else None
+    if not isinstance(acs_id, str) or not ACS_ID.fullmatch(acs_id):
+        return None
+    return acs_id, person_of(entity)
 
 
 def _hash(acs_id: str, person: Person) -> int:

@@ -1,4 +1,4 @@
-"""The timer, run as an operator runs it: by the host's own admin route."""
+"""The timers, run as an operator runs them: by the host's own admin route."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from tests.e2e.conftest import Client, Running
 
 
-async def report_of(app: Client, host: FunctionsHost) -> dict[str, Any]:
-    """Run the timer now, and return what it reports."""
+async def report_of(
+    app: Client, host: FunctionsHost, timer: str = "prune_mappings"
+) -> dict[str, Any]:
+    """Run a timer now, and return what it reports."""
     del host.output[:]
-    answer = await app.post("/admin/functions/prune_mappings", json={"input": ""})
+    answer = await app.post(f"/admin/functions/{timer}", json={"input": ""})
     assert 202 == answer.status
-    line = await host.printed('"event": "prune_')
+    line = await host.printed(f'"event": "{timer.partition("_")[0]}_')
     report: dict[str, Any] = json.loads(line[line.index("{") :])
     return report
 
@@ -88,3 +90,44 @@ async def test_failure_is_reported(
     report = await report_of(app_at(host), host)
 
     assert ("prune_failed", "storage_unavailable") == (report["event"], report["code"])
+
+
+async def test_sweeps(
+    running: Running,
+    app: Client,
+    rewrite_row: Callable[..., Awaitable[None]],
+) -> None:
+    """An erasure during an outage of ACS is accepted, and the sweep timer completes it."""
+    person = str(uuid.uuid4())
+    token = running.token_of_new_person(oid=person)
+    before = await app.get("/api/token", token)
+    acs_id = before.json["user"]["id"]
+    running.stack.acs.faults.fail_next("delete", status=503)
+    accepted = await app.call("DELETE", "/api/user", token)
+    assert (202, True) == (accepted.status, acs_id in running.stack.acs.identities)
+    # It would be tried again in five minutes.
+    await rewrite_row(person, leaseUntil=datetime.now(UTC) - timedelta(seconds=5))
+
+    report = await report_of(app, running.host, "sweep_ledger")
+
+    assert ("sweep_finished", 0) == (report["event"], report["failed"])
+    assert report["waiting"] >= 1
+    assert acs_id not in running.stack.acs.identities
+    deleted = await running.host.printed('"event": "identity_deleted"')
+    assert acs_id in deleted
+    # The token that was revoked by the erasure does not bring an identity back.
+    assert 401 == (await app.get("/api/token", token)).status
+
+
+async def test_failed_sweep_is_reported(
+    running: Running,
+    another_host: Callable[..., FunctionsHost],
+    app_at: Callable[[FunctionsHost], Client],
+) -> None:
+    """When the table is out of reach, the sweep fails and says so."""
+    host = another_host()
+    running.stack.tables.faults.fail_next(status=403, times=9)
+
+    report = await report_of(app_at(host), host, "sweep_ledger")
+
+    assert ("sweep_failed", "storage_unavailable") == (report["event"], report["code"])

@@ -18,7 +18,6 @@ TREES = [
     ast.parse(path.read_text())
     for path in [ROOT / "function_app.py", *(ROOT / "shared").rglob("*.py")]
 ]
-REPORTS = {"PruneReport", "BackupReport"}
 AUDITING = {"record", "note", "decision", "timed"}
 
 
@@ -42,15 +41,17 @@ def events_in_the_code() -> set[str]:
     found: set[str] = set()
     for tree in TREES:
         for call in calls(tree, {"record"}):
-            found |= strings(call.args[0])
+            if not isinstance(call.args[0], ast.JoinedStr):  # See `reported` below.
+                found |= strings(call.args[0])
         for call in calls(tree, {"answers_problems"}):
-            found |= {s for word in call.keywords if word.arg == "event" for s in strings(word)}
-        for node in ast.walk(tree):
-            # `event, level = "...", logging.INFO`
-            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple):
-                first, value = node.targets[0].elts[0], node.value
-                if getattr(first, "id", None) == "event" and isinstance(value, ast.Tuple):
-                    found |= strings(value.elts[0])
+            for word in call.keywords:
+                if word.arg == "event":  # One for all methods, or one for each.
+                    value = word.value
+                    each = value.values if isinstance(value, ast.Dict) else [value]
+                    found |= {name for node in each for name in strings(node)}
+        for call in calls(tree, {"reported"}):
+            (timer,) = strings(call.args[0])
+            found |= {f"{timer}_{ended}" for ended in ("finished", "stopped", "failed")}
     return found
 
 
@@ -59,7 +60,7 @@ def fields_in_the_code() -> set[str]:
     found = {"event"}
     for tree in TREES:
         for node in ast.walk(tree):
-            if isinstance(node, ast.ClassDef) and node.name in REPORTS:
+            if isinstance(node, ast.ClassDef) and node.name.endswith("Report"):
                 found |= {
                     item.target.id
                     for item in node.body
@@ -112,7 +113,8 @@ class TestCode:
         assert events_in_the_code() >= {
             "token_issued",  # An argument of the decorator.
             "request_refused",  # One of two.
-            "prune_stopped",  # Assigned first.
+            "prune_stopped",  # Put together from a timer's name.
+            "user_erased",  # One of several methods'.
             "signing_keys_refreshed",
         }
         assert fields_in_the_code() >= {"route", "ms", "status", "acs_id", "age_hours", "rows"}
@@ -144,8 +146,9 @@ class TestCode:
 
     @pytest.mark.parametrize("name", QUERIES)
     def test_brakes(self, name: str) -> None:
-        """Every brake that a query names is one of the timer's."""
-        brakes = set(re.findall(r'_BrakeError\("(\w+)"\)', (ROOT / "shared/prune.py").read_text()))
+        """Every brake that a query names is one of the timers'."""
+        code = "".join((ROOT / f"shared/{name}.py").read_text() for name in ("prune", "runs"))
+        brakes = set(re.findall(r'BrakeError\("(\w+)"\)', code))
         assert set() == values_compared(QUERIES[name], "stopped") - brakes
 
     @pytest.mark.parametrize("name", QUERIES)

@@ -119,7 +119,7 @@ async def backups(storage: Endpoints, tables: TableProxy, store: Store) -> Async
                     **TABLES,
                 )
             )
-            for table in (store.rows.table_name, store.ledger.table_name)
+            for table in (store.rows.table_name, store.entries.table_name)
         ]
         yield Backups(container, proxy.faults, mappings, ledger, proxied)
 
@@ -142,7 +142,7 @@ class TestWrites:
         people = [mapping_of(somebody(number), now, acs_id=acs_id(number)) for number in range(3)]
         for mapping in people:
             await store.put(mapping)
-        await store.mappings.add_orphan(acs_id(9), reason="lost_lease", now=now)
+        await store.ledger.add_orphan(acs_id(9), person=None, reason="lost_lease", now=now)
 
         report = await backups.backup.run()
 
@@ -151,7 +151,7 @@ class TestWrites:
         assert await store.all_rows() == [
             dict(row.entity) for row in rows if row.table == store.rows.table_name
         ]
-        (orphan,) = [row for row in rows if row.table == store.ledger.table_name]
+        (orphan,) = [row for row in rows if row.table == store.entries.table_name]
         assert (acs_id(9), "lost_lease") == (orphan.entity["RowKey"], orphan.entity["reason"])
         assert all(row.written_on for row in rows)
         assert (3, 1) == (report.rows, report.ledger_rows)
