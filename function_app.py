@@ -18,7 +18,6 @@ from shared.http import (
     adopted_identity,
     answers_problems,
     bearer_token,
-    continuation_token,
     done,
     json_document,
     json_response,
@@ -86,7 +85,7 @@ async def users(req: func.HttpRequest) -> func.HttpResponse:
     listing = await services().directory.find(administrator, UsersQuery.parse(req))
     body: dict[str, object] = {"users": listing.users}
     if listing.following is not None:
-        body["continuationToken"] = continuation_token(listing.following)
+        body["continuationToken"] = str(listing.following)
     return json_response(body)
 
 
@@ -165,6 +164,8 @@ async def prune_mappings(timer: func.TimerRequest) -> None:
 async def sweep_ledger(timer: func.TimerRequest) -> None:  # noqa: ARG001 - the host passes it
     """Finish erasures and revocations, and delete the identities in the ledger."""
     await services().sweeper.run()
+
+
 @app.timer_trigger(arg_name="timer", schedule="%BACKUP_SCHEDULE%", run_on_startup=False)
 async def back_up_mappings(timer: func.TimerRequest) -> None:
     """Write all mappings and the ledger to another storage account."""

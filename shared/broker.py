@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from shared.mappings.table import IdentityMapping, IdentityMappings
     from shared.settings import AcsSettings
 
-    Issue = Callable[[str], Awaitable[AcsToken]]
+    Issue = Callable[[str, datetime | None], Awaitable[AcsToken]]
 
 MAX_REMEMBERED = 50_000
 READY_SECONDS = 10
@@ -128,13 +128,18 @@ class Broker:
     async def authenticate_administrator(self, access_token: str) -> Administrator:
         """Return the administrator that an Entra access token was issued for.
 
+        An administrator who has signed out everywhere needs a new token here, too: a stolen one can
+        do more harm here than anywhere else.
+
         Raises:
-            AdminRequiredError: the caller does not have the app role. Others as `authenticate`.
+            AdminRequiredError: the caller does not have the app role.
+            RevokedTokenError, StorageUnavailableError: as `issue` does. Others as `authenticate`.
         """
         administrator = await self._validator.validate_administrator(
             access_token, now=self._clock()
         )
         self._administrators_limit.take(administrator.person)
+        refuse_revoked(administrator, await self._mappings.read(administrator.person))
         return administrator
 
     async def issue(self, caller: Caller, request: TokenRequest) -> IssuedToken:
@@ -225,7 +230,7 @@ class Broker:
             mapping = await self._mapping(caller)
         else:
             mapping, early = await asyncio.gather(
-                self._mapping(caller), issue(known_id), return_exceptions=True
+                self._mapping(caller), issue(known_id, None), return_exceptions=True
             )
         if isinstance(mapping, BaseException):
             # For a caller who was refused, no token is issued early again.
@@ -249,7 +254,7 @@ class Broker:
         self, caller: Caller, mapping: IdentityMapping, issue: Issue
     ) -> tuple[IdentityMapping, AcsToken]:
         try:
-            return mapping, await issue(mapping.acs_id)
+            return mapping, await issue(mapping.acs_id, mapping.revoked_before)
         except IdentityGoneError:
             return await self._issue_healed(caller, mapping, issue)
 
@@ -264,18 +269,32 @@ class Broker:
         self._known_ids.pop(caller.person, None)
         await self._endings.heal(mapping)
         mapping = await self._mapping(caller)
-        return mapping, await issue(mapping.acs_id)
+        return mapping, await issue(mapping.acs_id, mapping.revoked_before)
 
     async def _issue_for(
-        self, acs_id: str, *, caller: Caller, scopes: frozenset[str], lifetime: timedelta
+        self,
+        acs_id: str,
+        mark: datetime | None,
+        *,
+        caller: Caller,
+        scopes: frozenset[str],
+        lifetime: timedelta,
     ) -> AcsToken:
         """Issue a token; requests with the same Entra token for the same share one call of ACS.
 
         That is safe although the call may have begun earlier: whether the token may be handed out,
         each request decides by the row that it reads itself.
+
+        Args:
+            acs_id: the identity.
+            mark: the one in the row, None if the row was not read yet. A call from before the row
+                was read is not joined after a revocation, which may have caught its token.
+            caller: whose Entra token it is.
+            scopes: of the token.
+            lifetime: of the token.
         """
         return await self._issuing.run(
-            (acs_id, caller.issued_at, scopes, lifetime),
+            (acs_id, mark, caller.issued_at, scopes, lifetime),
             lambda: self._acs.issue(acs_id, scopes=scopes, lifetime=lifetime, now=self._clock()),
         )
 
@@ -318,7 +337,7 @@ def _is_recently_revoked(mapping: IdentityMapping) -> bool:
     return mark is not None and mapping.now < mark + RECENTLY
 
 
-def refuse_revoked(caller: Caller, mapping: IdentityMapping) -> None:
+def refuse_revoked(caller: Caller | Administrator, mapping: IdentityMapping) -> None:
     """Refuse an Entra token that is older than the caller's last "sign out everywhere".
 
     The challenge asks for a token from after it, in the form that MSAL passes on to Entra:

@@ -9,11 +9,13 @@ from shared import audit
 from shared.broker import user_json, utc_now
 from shared.errors import (
     AdminRequiredError,
+    BusyError,
     ConflictError,
     IdentityGoneError,
     InvalidRequestError,
     UserNotFoundError,
 )
+from shared.http import Continuation
 from shared.mappings.table import State, UnreadableRow, rows_of
 
 if TYPE_CHECKING:
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from shared.http import UsersQuery
     from shared.identifiers import Person
     from shared.mappings.adoption import Adoption
-    from shared.mappings.attempts import Position
     from shared.mappings.endings import Endings
     from shared.mappings.identities import Identities
     from shared.mappings.ledger import Ledger
@@ -41,7 +42,7 @@ class Listing:
     """A page of people, and where the next one begins."""
 
     users: list[dict[str, object]]
-    following: Position | None
+    following: Continuation | None
 
 
 class Directory:
@@ -78,23 +79,25 @@ class Directory:
         """
         if query.acs_id:
             return Listing(await self._owned(administrator, query), None)
-        tenant_id = query.tenant_id or administrator.person.tenant_id
+        tenant_id, state = query.tenant_id or administrator.person.tenant_id, query.state
+        audit.note(target_tenant_id=tenant_id)
         _check_tenant(administrator, tenant_id)
-        start: Position | None = query.start
-        if start is not None and not start["PartitionKey"].startswith(f"{tenant_id}_"):
-            raise InvalidRequestError("the continuation token is for another tenant")
-        state = None if query.state == BROKEN else query.state
+        if query.start and (query.start.tenant_id, query.start.state) != (tenant_id, state):
+            raise InvalidRequestError("the continuation token is for another query")
+        position = query.start.position if query.start else None
         for _ in range(PAGES):
             page = await self._mappings.page(
-                tenant_id=tenant_id, state=state, start=start, size=query.limit
+                tenant_id=tenant_id,
+                state=None if state == BROKEN else state,
+                start=position,
+                size=query.limit,
             )
-            rows = rows_of(page)
-            if query.state == BROKEN:
-                rows = [row for row in rows if isinstance(row, UnreadableRow)]
-            start = page.following
-            if rows or start is None:
+            rows = [row_json(row) for row in rows_of(page)]
+            users = [row for row in rows if state in {None, row["state"]}]
+            position = page.following
+            if users or position is None:
                 break
-        return Listing([row_json(row) for row in rows], start)
+        return Listing(users, Continuation(tenant_id, state, position) if position else None)
 
     async def read(self, administrator: Administrator, person: Person) -> dict[str, object]:
         """Return what is stored about a person.
@@ -145,7 +148,8 @@ class Directory:
         foreign = not await self._acs.owns(mapping.acs_id)
         if not foreign and await self._is_known(mapping.acs_id):
             raise ConflictError("ACS knows the identity")
-        await self._endings.give_up(mapping, foreign=foreign)
+        if not await self._endings.give_up(mapping, foreign=foreign):
+            raise BusyError("the row has just been changed")
         renewed = await self._identities.get_or_create(person, admit=_anybody)
         audit.note(acs_id=renewed.acs_id)
         return row_json(renewed)
@@ -175,6 +179,7 @@ class Directory:
         self, administrator: Administrator, query: UsersQuery
     ) -> list[dict[str, object]]:
         """Return the person who has an identity; the row decides, not the index."""
+        audit.note(acs_id=query.acs_id)
         owner = await self._ledger.owner(query.acs_id)
         if owner is None or not administrator.may_administer(owner.tenant_id):
             return []

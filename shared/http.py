@@ -54,12 +54,13 @@ COMMON_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     # Without this, a page of another origin can read neither header, and the host's CORS settings
     # cannot name any. https://fetch.spec.whatwg.org/#http-access-control-expose-headers
-    "Access-Control-Expose-Headers": "WWW-Authenticate, Retry-After",
+    "Access-Control-Expose-Headers": "WWW-Authenticate, Retry-After, Revoked-Within",
 }
 
 logger = logging.getLogger("broker.http")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
-POSITION = re.compile(r"[A-Za-z0-9_!-]{1,200}")  # Table Storage encodes the keys in its tokens.
+# Table Storage encodes the keys in its tokens, as in `1!8!U21pdGg-`; Azurite in plain base64.
+POSITION = re.compile(r"[A-Za-z0-9_!+/=-]{1,200}")
 _OTHER_SCHEME = re.compile(r"(?!bearer)[A-Za-z][A-Za-z0-9-]*( .*)?", re.IGNORECASE | re.DOTALL)
 
 
@@ -119,7 +120,7 @@ class UsersQuery:
     tenant_id: str  # Empty: the administrator's own, or any for an ACS identity.
     state: str | None
     acs_id: str
-    start: dict[str, str] | None
+    start: Continuation | None
     limit: int
 
     @classmethod
@@ -148,27 +149,46 @@ class UsersQuery:
             tenant_id=_guid(asked["tenantId"]) if "tenantId" in asked else "",
             state=state,
             acs_id=acs_id,
-            start=_position(token) if token else None,
+            start=Continuation.parse(token) if token else None,
             limit=int(limit),
         )
 
 
-def continuation_token(position: Mapping[str, str]) -> str:
-    """Return the opaque token that stands for a position in the list of people."""
-    return base64.urlsafe_b64encode(json.dumps(dict(position)).encode()).decode().rstrip("=")
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """Where the next page of a list of people begins, and which list that is.
 
+    A caller could make one up. It selects nothing: the query does, and the administrator's rights
+    are checked against that.
+    """
 
-def _position(token: str) -> dict[str, str]:
-    try:
-        raw = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
-        position = strict_json.loads_object(raw)
-    except ValueError as exc:
-        raise InvalidRequestError("continuationToken is not one of ours") from exc
-    if position.keys() != {"PartitionKey", "RowKey"} or not all(
-        isinstance(value, str) and POSITION.fullmatch(value) for value in position.values()
-    ):
-        raise InvalidRequestError("continuationToken is not one of ours")
-    return position
+    tenant_id: str
+    state: str | None
+    position: Mapping[str, str | None]  # As Table Storage gave it.
+
+    @classmethod
+    def parse(cls, token: str) -> Continuation:
+        """Read an opaque token.
+
+        Raises:
+            InvalidRequestError: it is not one of ours.
+        """
+        try:
+            raw = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
+            partition, row, tenant_id, state = strict_json.loads_object(raw)["at"]
+        except (ValueError, KeyError, TypeError) as exc:
+            raise InvalidRequestError("continuationToken is not one of ours") from exc
+        # Table Storage may leave out the row.
+        keys = [partition] if row is None else [partition, row]
+        if not all(isinstance(key, str) and POSITION.fullmatch(key) for key in keys):
+            raise InvalidRequestError("continuationToken is not one of ours")
+        return cls(tenant_id, state, {"PartitionKey": partition, "RowKey": row})
+
+    def __str__(self) -> str:
+        """Return the opaque token."""
+        keys = [self.position["PartitionKey"], self.position["RowKey"]]
+        raw = json.dumps({"at": [*keys, self.tenant_id, self.state]}).encode()
+        return base64.urlsafe_b64encode(raw).decode().rstrip("=")
 
 
 def person_of(req: func.HttpRequest) -> Person:
@@ -283,6 +303,7 @@ def json_response(
 
 def done(finished: bool, headers: Mapping[str, str] | None = None) -> func.HttpResponse:  # noqa: FBT001 - the answer is the whole meaning
     """Return 204 for what is finished, and 202 for what is stored and will be finished."""
+    audit.note(finished=finished)
     if finished:
         return _response(HTTPStatus.NO_CONTENT, headers=headers)
     return _response(HTTPStatus.ACCEPTED, json.dumps({"status": "accepted"}), headers=headers)

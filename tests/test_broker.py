@@ -13,17 +13,21 @@ from typing import TYPE_CHECKING
 import aiohttp
 import jwt
 import pytest
+from azure.communication.identity.aio import CommunicationIdentityClient
+from azure.core.credentials import AzureKeyCredential
 
-from local.acs.emulator import Identity
-from local.entra.directory import ADA, FABRIKAM
+from local.acs.emulator import AcsEmulator, Identity
+from local.entra.directory import ADA, CONTOSO, FABRIKAM, GRACE
 from local.entra.emulator import EntraEmulator
 from local.serving.application import serve
 from shared import audit
 from shared import broker as broker_module
+from shared.acs.identity import AcsIdentity
 from shared.broker import Broker, granted_lifetime, granted_scopes, refuse_revoked
 from shared.entra.access_tokens import AccessTokenValidator, Caller
 from shared.entra.signing_keys import SigningKeys
 from shared.errors import (
+    AdminRequiredError,
     BusyError,
     IdentityGoneError,
     InvalidRequestError,
@@ -39,22 +43,21 @@ from shared.errors import (
 )
 from shared.http import TokenRequest
 from shared.identifiers import Person
-from shared.mappings.identities import Identities
+from shared.mappings.endings import ANNOUNCED_FOR, RENEWALS_A_DAY, Endings
+from shared.mappings.identities import SETTLED_AFTER, Identities
 from shared.mappings.table import LEASE, State
 from shared.settings import AcsSettings
-from tests.emulated import ACS_ID, mapping_of
+from shared.sweep import Sweeper
+from tests.emulated import ACS_ID, mapping_of, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from local.acs.emulator import AcsEmulator
     from local.entra.tokens import SigningKey
-    from shared.acs.identity import AcsIdentity
-    from shared.errors import (
-        BrokerError,
-    )
+    from shared.broker import IssuedToken
+    from shared.errors import BrokerError
     from shared.settings import EntraSettings
-    from tests.emulated import Store
+    from tests.emulated import Clock, Store
 
 HOUR = timedelta(hours=1)
 SETTINGS = AcsSettings(
@@ -70,6 +73,21 @@ ANYTHING = TokenRequest(scopes=None, lifetime=None)
 def without_times(noted: dict[str, audit.Field]) -> dict[str, audit.Field]:
     """Return the fields that are the same each time."""
     return {name: value for name, value in noted.items() if not name.endswith("_ms")}
+
+
+def settle(clock: Clock) -> None:
+    """Let the time pass until a revocation is complete, and its entry in the ledger is old.
+
+    The rows' own time runs on during a test.
+    """
+    clock.advance(seconds=(SETTLED_AFTER + ANNOUNCED_FOR).total_seconds() + 10)
+
+
+def token_of(outcome: IssuedToken | BaseException) -> str:
+    """Return the ACS token that a request ended in."""
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome.token
 
 
 @dataclass
@@ -103,13 +121,15 @@ async def make_broker(
     acs_identity: AcsIdentity,
     store: Store,
     seconds: Seconds,
-) -> AsyncIterator[Callable[[], Broker]]:
+) -> AsyncIterator[Callable[..., Broker]]:
     """Return a function that puts a process's broker together."""
     settings = replace(entra_settings, authority=entra.url)
     async with aiohttp.ClientSession(auto_decompress=False) as session:
         made: list[SigningKeys] = []
 
-        def make() -> Broker:
+        def make(acs: AcsIdentity = acs_identity) -> Broker:
+            parts = {"acs": acs, "mappings": store.mappings, "ledger": store.ledger}
+            identities = Identities(**parts, poll_seconds=0.02)  # type: ignore[arg-type]
             keys = SigningKeys(
                 session=session, authority=settings.authority, keys_of=settings.keys_of
             )
@@ -117,8 +137,9 @@ async def make_broker(
             return Broker(
                 settings=SETTINGS,
                 validator=AccessTokenValidator(settings=settings, keys=keys),
-                identities=Identities(acs=acs_identity, mappings=store.mappings, poll_seconds=0.02),
-                acs=acs_identity,
+                identities=identities,
+                endings=Endings(**parts, identities=identities),  # type: ignore[arg-type]
+                acs=acs,
                 mappings=store.mappings,
                 keys=keys,
                 monotonic=seconds,
@@ -138,6 +159,20 @@ def broker(make_broker: Callable[[], Broker]) -> Broker:
 def caller(person: Person) -> Caller:
     """Somebody who was never here before, with a token from just now."""
     return Caller(person, None, int(time.time()))
+
+
+@pytest.fixture
+def fresh(caller: Caller) -> Caller:
+    """The same person, with a token from after everything that a test does."""
+    return replace(caller, issued_at=caller.issued_at + 3600)
+
+
+@pytest.fixture
+def sweeper(endings: Endings, store: Store) -> Sweeper:
+    """The sweeper, without pauses."""
+    return Sweeper(
+        endings=endings, mappings=store.mappings, ledger=store.ledger, seconds_per_delete=0
+    )
 
 
 class TestAuthenticate:
@@ -192,6 +227,42 @@ class TestAuthenticate:
                 await broker.authenticate(forged)
 
         await broker.authenticate(entra.issue_access_token())
+
+
+class TestAuthenticateAdministrator:
+    """From token to administrator."""
+
+    async def test_administrator(self, broker: Broker, entra: EntraEmulator) -> None:
+        """Grace has the role; Ada has not."""
+        administrator = await broker.authenticate_administrator(
+            entra.issue_access_token(GRACE.user_name)
+        )
+
+        assert Person(GRACE.tenant.tenant_id, GRACE.object_id) == administrator.person
+        assert administrator.may_administer(CONTOSO.tenant_id)
+        assert not administrator.may_administer(FABRIKAM.tenant_id)
+        with pytest.raises(AdminRequiredError):
+            await broker.authenticate_administrator(entra.issue_access_token())
+
+    async def test_rate_limit(self, broker: Broker, entra: EntraEmulator) -> None:
+        """Administrators have a limit of their own, which is higher."""
+        token = entra.issue_access_token(GRACE.user_name)
+        for _ in range(300):
+            await broker.authenticate_administrator(token)
+
+        with pytest.raises(RateLimitedError):
+            await broker.authenticate_administrator(token)
+
+    async def test_revoked(self, broker: Broker, entra: EntraEmulator) -> None:
+        """An administrator who has signed out everywhere needs a new token."""
+        now = int(time.time())
+        old = entra.issue_access_token(GRACE.user_name)
+        new = entra.issue_access_token(GRACE.user_name, claims={"iat": now + 30, "nbf": now})
+        await broker.revoke(await broker.authenticate(old))
+
+        with pytest.raises(RevokedTokenError):
+            await broker.authenticate_administrator(old)
+        await broker.authenticate_administrator(new)
 
 
 class TestIssue:
@@ -317,11 +388,11 @@ class TestUpstreamCalls:
     async def test_first_call(
         self, broker: Broker, acs: AcsEmulator, store: Store, caller: Caller
     ) -> None:
-        """The first token costs five calls."""
+        """The first token costs six calls; one of them writes the index."""
         await broker.issue(caller, ANYTHING)
 
-        once = {"table_read", "table_insert", "create", "table_update", "issue"}
-        assert dict.fromkeys(once, 1) == self.calls(acs, store)
+        once = dict.fromkeys(("table_read", "table_insert", "create", "issue"), 1)
+        assert once | {"table_update": 2} == self.calls(acs, store)
 
     async def test_warm(
         self, broker: Broker, acs: AcsEmulator, store: Store, caller: Caller
@@ -359,6 +430,8 @@ class TestUpstreamCalls:
     async def test_shared(self, broker: Broker, acs: AcsEmulator, caller: Caller) -> None:
         """Fifty equal requests at once share one token; one with another lifetime gets its own."""
         longer = TokenRequest(scopes=None, lifetime=2 * HOUR)
+        await broker.issue(caller, ANYTHING)
+        acs.faults.clear()
         tokens = await asyncio.gather(
             *(broker.issue(caller, asked) for asked in [ANYTHING, longer] * 25)
         )
@@ -366,6 +439,25 @@ class TestUpstreamCalls:
         assert 2 == len({issued.token for issued in tokens})
         assert 1 == len({issued.acs_id for issued in tokens})
         assert (1, 2) == (len(acs.created), acs.faults.count("issue"))
+
+    async def test_first_calls(self, broker: Broker, acs: AcsEmulator, caller: Caller) -> None:
+        """Fifty first requests at once create one identity, and each gets a token for it."""
+        tokens = await asyncio.gather(*(broker.issue(caller, ANYTHING) for _ in range(50)))
+
+        assert {acs.created[0]} == {issued.acs_id for issued in tokens}
+        assert all(acs.token_is_valid(issued.token) for issued in tokens)
+        assert 1 == len(acs.created)
+
+    async def test_not_shared_by_entra_tokens(
+        self, broker: Broker, acs: AcsEmulator, caller: Caller
+    ) -> None:
+        """Two Entra tokens do not share one ACS token: only one of them may be revoked."""
+        await broker.issue(caller, ANYTHING)
+        later = replace(caller, issued_at=caller.issued_at + 1)
+        tokens = await asyncio.gather(broker.issue(caller, ANYTHING), broker.issue(later, ANYTHING))
+
+        assert 2 == len({issued.token for issued in tokens})
+        assert 3 == acs.faults.count("issue")
 
     async def test_not_shared_by_people(self, broker: Broker, acs: AcsEmulator) -> None:
         """Other people, and the same object id in another tenant, get tokens of their own."""
@@ -421,15 +513,17 @@ class TestRememberedIdentity:
     async def test_being_deleted(
         self, broker: Broker, store: Store, caller: Caller, acs: AcsEmulator
     ) -> None:
-        """While the row says deleting, the token that was issued meanwhile is not handed out."""
-        issued = await broker.issue(caller, ANYTHING)
+        """If the identity is being deleted, the person gets another one at once."""
+        old = await broker.issue(caller, ANYTHING)
         now = datetime.now(UTC)
-        row = mapping_of(caller.person, now, acs_id=issued.acs_id, state=State.DELETING)
-        await store.put(replace(row, lease_until=now + LEASE))
+        row = mapping_of(caller.person, now, acs_id=old.acs_id, state=State.DELETING)
+        await store.put(replace(row, lease_until=now + LEASE, reason="idle"))
 
-        with pytest.raises(BusyError):
-            await broker.issue(caller, ANYTHING)
-        assert 2 == acs.faults.count("issue")
+        new = await broker.issue(caller, ANYTHING)
+
+        assert old.acs_id != new.acs_id
+        assert {old.acs_id: "idle"} == await store.orphans()
+        assert acs.token_is_valid(new.token)
 
     async def test_table_fails(self, broker: Broker, store: Store, caller: Caller) -> None:
         """If the row cannot be read, the token that was issued meanwhile is not handed out."""
@@ -449,25 +543,120 @@ class TestRememberedIdentity:
         assert 2 == acs.faults.count("issue")
         await broker.issue(caller, ANYTHING)
 
+
+@pytest.fixture
+async def elsewhere() -> AsyncIterator[tuple[AcsEmulator, AcsIdentity]]:
+    """Another ACS resource, and the broker's client of it."""
+    key = base64.b64encode(b"worthless").decode()
+    emulator = AcsEmulator(access_key=key, resource_id="ac5ac5ac-0000-4000-8000-000000000002")
+    async with (
+        serve(emulator.application()) as url,
+        CommunicationIdentityClient(url, AzureKeyCredential(key)) as client,
+    ):
+        yield emulator, AcsIdentity(client=client)
+
+
+class TestGone:
+    """ACS no longer knows an identity."""
+
     @pytest.mark.parametrize("warm", [False, True])
-    async def test_gone(
+    async def test_healed(
         self,
-        make_broker: Callable[[], Broker],
+        make_broker: Callable[..., Broker],
         acs: AcsEmulator,
         store: Store,
         caller: Caller,
         warm: bool,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """If ACS has lost the identity, the answer is 409; no other one is created."""
+        """One person on our own resource gets a new identity in the same request."""
         broker = make_broker()
+        old = await broker.issue(caller, ANYTHING)
+        acs.identities.clear()
+
+        new = await (broker if warm else make_broker()).issue(caller, ANYTHING)
+
+        row = await store.row(caller.person)
+        assert row is not None
+        assert old.acs_id != new.acs_id == row["acsId"]
+        assert (2, State.ACTIVE, None) == (row["generation"], row["state"], row.get("goneOn"))
+        assert acs.token_is_valid(new.token)
+        assert f'"event": "identity_given_up", "acs_id": "{old.acs_id}"' in caplog.text
+
+    async def test_brake(
+        self, broker: Broker, acs: AcsEmulator, store: Store, clock: Clock
+    ) -> None:
+        """A few people a day are helped; the others are told to wait, and nothing is replaced."""
+        callers = [
+            Caller(Person(CONTOSO.tenant_id, f"{number:036}"), None, int(time.time()))
+            for number in range(RENEWALS_A_DAY + 2)
+        ]
+        old = [(await broker.issue(each, ANYTHING)).acs_id for each in callers]
+        acs.identities.clear()
+        *healed, fourth, fifth = callers
+        for each in healed:
+            await broker.issue(each, ANYTHING)
+        created = len(acs.created)
+
+        for use in (
+            broker.issue(fourth, ANYTHING),
+            broker.issue(fifth, ANYTHING),
+            broker.issue(fourth, ANYTHING),
+            broker.find_user(fourth),
+            broker.create_user(fourth),
+        ):
+            with pytest.raises(IdentityGoneError) as raised:
+                await use
+        assert raised.value.retry_after == 60
+        assert created == len(acs.created)
+        for each, acs_id in zip([fourth, fifth], old[-2:], strict=True):
+            row = await store.row(each.person)
+            assert row is not None
+            assert (State.ACTIVE, acs_id, 1) == (row["state"], row["acsId"], row["generation"])
+            assert "goneOn" in row
+
+        clock.advance(days=1)
+        assert (await broker.issue(fourth, ANYTHING)).acs_id not in old
+
+    async def test_wrong_endpoint(
+        self,
+        make_broker: Callable[..., Broker],
+        acs: AcsEmulator,
+        store: Store,
+        caller: Caller,
+        elsewhere: tuple[AcsEmulator, AcsIdentity],
+    ) -> None:
+        """If the endpoint is another resource's, nothing is replaced; it works again afterwards."""
+        before = await make_broker().issue(caller, ANYTHING)
+        other, client = elsewhere
+        lost = make_broker(client)
+
+        for _ in range(RENEWALS_A_DAY + 1):
+            with pytest.raises(IdentityGoneError):
+                await lost.issue(caller, ANYTHING)
+        for use in (lost.find_user(caller), lost.create_user(caller)):
+            with pytest.raises(IdentityGoneError):
+                await use
+        row = await store.row(caller.person)
+        assert row is not None
+        assert (State.ACTIVE, before.acs_id, 1) == (row["state"], row["acsId"], row["generation"])
+        assert {} == other.identities  # The one that was made to learn its id is deleted again.
+
+        assert before.acs_id == (await make_broker().issue(caller, ANYTHING)).acs_id
+        assert before.acs_id == await make_broker().find_user(caller)
+        assert [before.acs_id] == list(acs.identities)
+
+    async def test_no_lock_for_the_mark(
+        self, broker: Broker, acs: AcsEmulator, store: Store, caller: Caller
+    ) -> None:
+        """If the row cannot be marked, the caller is told of the table; the next one is helped."""
         await broker.issue(caller, ANYTHING)
         acs.identities.clear()
-        before = await store.row(caller.person)
+        store.faults.fail_next("table_update", status=403)
 
-        with pytest.raises(IdentityGoneError):
-            await (broker if warm else make_broker()).issue(caller, ANYTHING)
-        assert before == await store.row(caller.person)
-        assert 1 == acs.faults.count("create")
+        with pytest.raises(StorageUnavailableError):
+            await broker.issue(caller, ANYTHING)
+        assert acs.token_is_valid((await broker.issue(caller, ANYTHING)).token)
 
 
 class TestRevoked:
@@ -537,6 +726,407 @@ class TestRevoked:
         assert isinstance(outcomes[0], RevokedTokenError)
         assert not isinstance(outcomes[1], BaseException)
         assert 1 == acs.faults.count("issue")
+
+
+class TestRevoke:
+    """Sign out everywhere: no token for an older Entra token, and none that lives on."""
+
+    async def test_no_token_lives_on(
+        self,
+        make_broker: Callable[..., Broker],
+        acs: AcsEmulator,
+        caller: Caller,
+        sweeper: Sweeper,
+        store: Store,
+        clock: Clock,
+    ) -> None:
+        """The tokens are dead at once, and the old Entra token gets none in any process."""
+        processes = [make_broker(), make_broker()]
+        issued = [await each.issue(caller, ANYTHING) for each in processes * 2]
+
+        assert await processes[0].revoke(caller)
+
+        assert not any(acs.token_is_valid(each.token) for each in issued)
+        for broker in [*processes, make_broker()]:
+            for use in (
+                broker.issue(caller, ANYTHING),
+                broker.find_user(caller),
+                broker.create_user(caller),
+            ):
+                with pytest.raises(RevokedTokenError):
+                    await use
+        settle(clock)
+        assert 1 == (await sweeper.run()).finished
+        assert [] == await store.unfinished()
+
+    @pytest.mark.parametrize(
+        ("slow", "fault", "warm"),
+        [
+            pytest.param("issue", {"delay": 0.7}, True, id="issued beside the row"),
+            pytest.param("issue", {"delay": 0.7}, False, id="issued after the row"),
+            pytest.param("table_read", {"drip": 0.0005}, False, id="row read slowly"),
+            pytest.param("table_read", {"drip": 0.0005}, True, id="row read slowly beside"),
+        ],
+    )
+    async def test_request_in_flight(
+        self,
+        make_broker: Callable[..., Broker],
+        acs: AcsEmulator,
+        store: Store,
+        caller: Caller,
+        sweeper: Sweeper,
+        clock: Clock,
+        slow: str,
+        fault: dict[str, float],
+        warm: bool,
+    ) -> None:
+        """A request that read the row before the mark gets a token; it is dead after the sweep."""
+        broker = make_broker()
+        await broker.issue(caller, ANYTHING)
+        faults = acs.faults if slow == "issue" else store.faults
+        before = faults.count(slow)
+        faults.fail_next(slow, **fault)
+        request = asyncio.create_task((broker if warm else make_broker()).issue(caller, ANYTHING))
+        await until(lambda: faults.count(slow) > before)
+        await asyncio.sleep(0.1)
+
+        assert await broker.revoke(caller)
+        assert not request.done()
+        outcome = (await asyncio.gather(request, return_exceptions=True))[0]
+
+        if slow == "issue":
+            assert acs.token_is_valid(token_of(outcome)), "ACS revoked it although it came later"
+        await sweeper.run()  # Too early: more of them may be under way.
+        assert [caller.person] == await store.unfinished()
+        settle(clock)
+        await sweeper.run()
+        # If the read took too long, it was repeated, and the mark was seen.
+        if not isinstance(outcome, RevokedTokenError):
+            assert not acs.token_is_valid(token_of(outcome))
+        assert [] == await store.unfinished()
+
+    async def test_identity_in_the_making(
+        self,
+        broker: Broker,
+        acs: AcsEmulator,
+        store: Store,
+        caller: Caller,
+        sweeper: Sweeper,
+        clock: Clock,
+    ) -> None:
+        """A first request in flight gets no token, and the identity that it made is deleted."""
+        acs.faults.fail_next("create", delay=0.5)
+        request = asyncio.create_task(broker.issue(caller, ANYTHING))
+        await until(lambda: acs.faults.count("create") == 1)
+
+        assert await broker.revoke(caller)
+        with pytest.raises(RevokedTokenError):
+            await request
+        clock.advance(minutes=10)
+        await sweeper.run()
+
+        assert not acs.issued
+        assert {} == acs.identities
+        assert {} == await store.orphans()
+
+    async def test_identity_that_was_replaced(
+        self,
+        broker: Broker,
+        acs: AcsEmulator,
+        store: Store,
+        caller: Caller,
+        sweeper: Sweeper,
+        clock: Clock,
+    ) -> None:
+        """Tokens of an identity that is in the ledger are dead, too."""
+        old = await broker.issue(caller, ANYTHING)
+        row = mapping_of(caller.person, clock.now, acs_id=old.acs_id, state=State.DELETING)
+        await store.put(row)
+        new = await broker.issue(caller, ANYTHING)
+
+        await broker.revoke(caller)
+        clock.advance(minutes=10)
+        await sweeper.run()
+
+        assert not acs.token_is_valid(old.token)
+        assert not acs.token_is_valid(new.token)
+
+    @pytest.mark.parametrize("times", [1, 9], ids=["once", "for long"])
+    async def test_acs_fails(
+        self,
+        broker: Broker,
+        acs: AcsEmulator,
+        store: Store,
+        caller: Caller,
+        sweeper: Sweeper,
+        clock: Clock,
+        times: int,
+    ) -> None:
+        """If ACS cannot be told now, it is told later; the Entra token is refused at once."""
+        issued = await broker.issue(caller, ANYTHING)
+        acs.faults.fail_next("revoke", status=503, times=times)
+
+        assert not await broker.revoke(caller)
+
+        with pytest.raises(RevokedTokenError):
+            await broker.issue(caller, ANYTHING)
+        assert acs.token_is_valid(issued.token)
+        settle(clock)
+        await sweeper.run()
+        acs.faults.clear()
+        await sweeper.run()
+        assert not acs.token_is_valid(issued.token)
+        assert [] == await store.unfinished()
+
+    async def test_table_fails(
+        self, broker: Broker, acs: AcsEmulator, store: Store, caller: Caller
+    ) -> None:
+        """If the mark cannot be stored, the caller is told so, and ACS is not asked."""
+        await broker.issue(caller, ANYTHING)
+        store.faults.fail_next("table_read", status=403)
+
+        with pytest.raises(StorageUnavailableError):
+            await broker.revoke(caller)
+        assert 0 == acs.faults.count("revoke")
+
+    async def test_twice(
+        self, broker: Broker, store: Store, caller: Caller, fresh: Caller, clock: Clock
+    ) -> None:
+        """Repeating it with the same token is fine, and does not touch a later sign-in."""
+        await broker.issue(caller, ANYTHING)
+        assert await broker.revoke(caller)
+        marked = await store.row(caller.person)
+        assert await broker.revoke(caller)
+        assert marked == await store.row(caller.person)
+
+        clock.advance(minutes=1)
+        issued = await broker.issue(fresh, ANYTHING)
+        assert await broker.revoke(caller)
+        assert issued.acs_id == (await broker.issue(fresh, ANYTHING)).acs_id
+
+    async def test_nobody(
+        self, broker: Broker, acs: AcsEmulator, caller: Caller, fresh: Caller
+    ) -> None:
+        """Somebody without an identity is answered the same, and the mark counts the same."""
+        assert await broker.revoke(caller)
+        assert await broker.revoke(caller)
+
+        with pytest.raises(RevokedTokenError):
+            await broker.issue(caller, ANYTHING)
+        assert 0 == len(acs.created)
+        assert acs.token_is_valid((await broker.issue(fresh, ANYTHING)).token)
+
+    async def test_signing_in_again(
+        self,
+        broker: Broker,
+        acs: AcsEmulator,
+        caller: Caller,
+        fresh: Caller,
+        sweeper: Sweeper,
+        clock: Clock,
+    ) -> None:
+        """A fresh sign-in waits until its token is safe from the second revocation."""
+        before = await broker.issue(caller, ANYTHING)
+        await broker.revoke(caller)
+
+        with pytest.raises(BusyError) as raised:
+            await broker.issue(fresh, ANYTHING)
+        assert raised.value.retry_after is not None
+        assert 15 < raised.value.retry_after < 25
+        settle(clock)
+        issued = [await broker.issue(fresh, ANYTHING) for _ in range(3)]
+        await sweeper.run()
+
+        assert {before.acs_id} == {each.acs_id for each in issued}
+        assert all(acs.token_is_valid(each.token) for each in issued)
+        assert 2 == acs.faults.count("revoke")
+
+    async def test_joins_no_older_call(
+        self, broker: Broker, acs: AcsEmulator, caller: Caller, fresh: Caller, clock: Clock
+    ) -> None:
+        """A fresh request is not given a token that the second revocation has caught."""
+        await broker.issue(caller, ANYTHING)
+        await broker.revoke(caller)
+        settle(clock)
+        acs.faults.clear()
+        # ACS makes the token at once, and its answer takes a while.
+        acs.faults.fail_next("issue", drip=0.002)
+        first = asyncio.create_task(broker.issue(fresh, ANYTHING))
+        await until(lambda: acs.faults.count("revoke") == 1)
+        with pytest.raises(RevokedTokenError):
+            await broker.issue(caller, ANYTHING)  # Now the identity is not remembered any more.
+
+        second = await broker.issue(fresh, ANYTHING)
+
+        assert not first.done()
+        assert acs.token_is_valid(second.token)
+        assert acs.token_is_valid((await first).token)
+
+    async def test_noted(self, broker: Broker, caller: Caller) -> None:
+        """The audit line has the identity and the mark."""
+        issued = await broker.issue(caller, ANYTHING)
+        with audit.decision() as noted:
+            await broker.revoke(caller)
+
+        assert issued.acs_id == noted["acs_id"]
+        assert abs(
+            datetime.fromisoformat(str(noted["revoked_before"])) - datetime.now(UTC)
+        ) < timedelta(seconds=30)
+
+
+class TestErase:
+    """Erasure: the identity and its tokens are gone, and only a new sign-in gets another."""
+
+    async def test_erased(
+        self, broker: Broker, acs: AcsEmulator, store: Store, caller: Caller, fresh: Caller
+    ) -> None:
+        """Twice with the same token is fine; a fresh one gets the next generation."""
+        old = await broker.issue(caller, ANYTHING)
+
+        assert await broker.erase(caller)
+        assert await broker.erase(caller)
+
+        assert {} == acs.identities
+        assert not acs.token_is_valid(old.token)
+        for use in (
+            broker.issue(caller, ANYTHING),
+            broker.create_user(caller),
+            broker.find_user(caller),
+        ):
+            with pytest.raises(RevokedTokenError):
+                await use
+        with pytest.raises(UserNotFoundError):
+            await broker.find_user(fresh)
+        new = await broker.issue(fresh, ANYTHING)
+        row = await store.row(caller.person)
+        assert row is not None
+        assert old.acs_id != new.acs_id == row["acsId"]
+        assert 2 == row["generation"]
+
+    async def test_old_token_afterwards(
+        self, broker: Broker, acs: AcsEmulator, caller: Caller, fresh: Caller
+    ) -> None:
+        """The old Entra token cannot erase what a later sign-in has got."""
+        await broker.issue(caller, ANYTHING)
+        await broker.erase(caller)
+        new = await broker.issue(fresh, ANYTHING)
+
+        with pytest.raises(RevokedTokenError):
+            await broker.erase(caller)
+        assert acs.token_is_valid(new.token)
+        assert await broker.erase(fresh)
+
+    async def test_nobody(
+        self, broker: Broker, acs: AcsEmulator, store: Store, caller: Caller
+    ) -> None:
+        """Somebody who was never here is answered the same, and what is stored looks the same."""
+        assert await broker.erase(caller)
+        assert await broker.erase(caller)
+
+        with pytest.raises(RevokedTokenError):
+            await broker.issue(caller, ANYTHING)
+        assert [] == acs.created
+        row = await store.row(caller.person)
+        assert row is not None
+        assert (State.ERASED, None) == (row["state"], row.get("acsId"))
+
+    async def test_after_a_revocation(self, broker: Broker, caller: Caller, fresh: Caller) -> None:
+        """A token that was revoked may not erase: whoever has it may be a thief."""
+        await broker.issue(caller, ANYTHING)
+        await broker.revoke(caller)
+
+        with pytest.raises(RevokedTokenError):
+            await broker.erase(caller)
+        assert await broker.erase(fresh)
+
+    @pytest.mark.parametrize("wait", [0, 0.3], ids=["while it is issued", "a little later"])
+    async def test_request_in_flight(
+        self, broker: Broker, acs: AcsEmulator, caller: Caller, wait: float
+    ) -> None:
+        """A request in flight gets a dead token or is refused; nothing is made anew."""
+        await broker.issue(caller, ANYTHING)
+        acs.faults.fail_next("issue", delay=0.4)
+        request = asyncio.create_task(broker.issue(caller, ANYTHING))
+        await asyncio.sleep(wait)
+
+        assert await broker.erase(caller)
+        outcome = (await asyncio.gather(request, return_exceptions=True))[0]
+
+        assert isinstance(outcome, RevokedTokenError) or (
+            not isinstance(outcome, BaseException) and not acs.token_is_valid(outcome.token)
+        )
+        assert {} == acs.identities
+        assert 1 == len(acs.created)
+
+    async def test_identity_in_the_making(
+        self,
+        broker: Broker,
+        acs: AcsEmulator,
+        caller: Caller,
+        sweeper: Sweeper,
+        clock: Clock,
+    ) -> None:
+        """A first request in flight is refused, and what it made is deleted."""
+        acs.faults.fail_next("create", delay=0.5)
+        request = asyncio.create_task(broker.issue(caller, ANYTHING))
+        await until(lambda: acs.faults.count("create") == 1)
+
+        assert await broker.erase(caller)
+        with pytest.raises(RevokedTokenError):
+            await request
+        clock.advance(minutes=10)
+        await sweeper.run()
+
+        assert {} == acs.identities
+        assert not acs.issued
+
+    async def test_acs_fails(
+        self,
+        broker: Broker,
+        acs: AcsEmulator,
+        store: Store,
+        caller: Caller,
+        sweeper: Sweeper,
+        clock: Clock,
+    ) -> None:
+        """If ACS is down, it is stored and done later; the Entra token is refused at once."""
+        await broker.issue(caller, ANYTHING)
+        acs.faults.fail_next("delete", status=503, times=2)
+
+        assert not await broker.erase(caller)
+        assert not await broker.erase(caller)
+        with pytest.raises(RevokedTokenError):
+            await broker.issue(caller, ANYTHING)
+
+        clock.advance(minutes=11)
+        await sweeper.run()
+        assert {} == acs.identities
+        row = await store.row(caller.person)
+        assert row is not None
+        assert State.ERASED == row["state"]
+        assert [] == await store.unfinished()
+
+    async def test_signing_in_while_acs_fails(
+        self,
+        broker: Broker,
+        acs: AcsEmulator,
+        caller: Caller,
+        fresh: Caller,
+        sweeper: Sweeper,
+        clock: Clock,
+    ) -> None:
+        """A fresh sign-in need not wait for the deletion: it gets another identity."""
+        old = await broker.issue(caller, ANYTHING)
+        acs.faults.fail_next("delete", status=503)
+        await broker.erase(caller)
+
+        new = await broker.issue(fresh, ANYTHING)
+        clock.advance(minutes=10)
+        await sweeper.run()
+
+        assert old.acs_id != new.acs_id
+        assert [new.acs_id] == list(acs.identities)
+        assert acs.token_is_valid(new.token)
 
 
 class TestUser:

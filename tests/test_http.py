@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import inspect
 import json
 import logging
 import re
 import sys
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +26,9 @@ from shared import audit, errors, http
 from shared.errors import BrokerError, InvalidRequestError, MissingTokenError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+    from shared.identifiers import Person
 
 REPOSITORY = Path(__file__).parent.parent
 FAILING_APP = """
@@ -55,7 +59,7 @@ async def call(
     req: func.HttpRequest | None = None,
     *,
     traceparent: str = "",
-    event: str | None = None,
+    event: str | dict[str, str] | None = None,
 ) -> func.HttpResponse:
     endpoint = http.answers_problems("GET", "POST", event=event)(handler)
     return await endpoint(req or request(), context(traceparent))
@@ -63,6 +67,14 @@ async def call(
 
 async def succeed(_req: func.HttpRequest) -> func.HttpResponse:
     return http.json_response({"ok": True})
+
+
+def find_all(name: str, document: Any) -> Iterator[dict[str, Any]]:
+    """Yield the members with a name, wherever they are in a document."""
+    for key, value in document.items() if isinstance(document, dict) else ():
+        if key == name:
+            yield value
+        yield from find_all(name, value)
 
 
 def every_error() -> list[BrokerError]:
@@ -100,7 +112,8 @@ class TestProblems:
         assert TRACE == problem["traceId"]
         assert b"for the log alone" not in response.get_body()
         assert (error.status in {401, 403}) == ("WWW-Authenticate" in response.headers)
-        assert (error.status in {429, 503, 504}) == ("Retry-After" in response.headers)
+        may_pass = error.status in {429, 503, 504} or error.code == "identity_gone"
+        assert may_pass == ("Retry-After" in response.headers)
         assert not re.search(r'["\\]', error.description), "it stands in a quoted string"
 
     def test_tree_in_the_docstring_is_complete(self) -> None:
@@ -117,6 +130,20 @@ class TestProblems:
         named = {code for s in schemas for code in s["allOf"][1]["properties"]["code"]["enum"]}
 
         assert named == {error.code for error in every_error()}
+
+    def test_contract_names_every_header(self) -> None:
+        """Pages of other origins can read each header that the contract describes, or any page."""
+        contract = (REPOSITORY / "shared" / "openapi.json").read_text("utf-8")
+        described = {
+            header
+            for responses in find_all("responses", json.loads(contract))
+            for response in responses.values()
+            for header in response.get("headers", ())
+        }
+        exposed = http.COMMON_HEADERS["Access-Control-Expose-Headers"].split(", ")
+
+        # Allow says nothing that the contract does not; Cache-Control is always readable.
+        assert described - {"Allow", "Cache-Control"} == set(exposed)
 
     @pytest.mark.parametrize(("seconds", "header"), [(0, "1"), (0.2, "1"), (7.1, "8"), (1e9, "60")])
     async def test_retry_after_is_clamped(self, seconds: float, header: str) -> None:
@@ -249,6 +276,31 @@ class TestAudit:
                 line["reason"],
                 line["status"],
             )
+
+    @pytest.mark.parametrize(("method", "event"), [("GET", "was_read"), ("POST", "was_written")])
+    async def test_line_for_each_method(
+        self, caplog: pytest.LogCaptureFixture, method: str, event: str
+    ) -> None:
+        """A route whose methods do different things has an event for each."""
+        caplog.set_level(logging.INFO)
+
+        await call(succeed, request(method), event={"GET": "was_read", "POST": "was_written"})
+
+        assert event == json.loads(caplog.records[0].getMessage())["event"]
+
+    @pytest.mark.parametrize("finished", [True, False])
+    async def test_line_for_what_goes_on(
+        self, caplog: pytest.LogCaptureFixture, finished: bool
+    ) -> None:
+        """The line of an erasure or revocation says whether anything is left to do."""
+        caplog.set_level(logging.INFO)
+
+        async def handler(_req: func.HttpRequest) -> func.HttpResponse:
+            return http.done(finished)
+
+        await call(handler, event="it_happened")
+
+        assert finished is json.loads(caplog.records[0].getMessage())["finished"]
 
     async def test_probes_leave_no_line(self, caplog: pytest.LogCaptureFixture) -> None:
         """A route that decides nothing writes no line."""
@@ -396,9 +448,214 @@ class TestTokenRequest:
         """A route that takes none refuses a query and a body, and nothing else."""
         http.refuse_input(asking(query={}))
         http.refuse_input(asking(b"{}"))
+        http.refuse_input(func.HttpRequest("DELETE", "http://localhost/api/user", body=b""))
         for given_input in (asking(query={"x": "1"}), asking(b'{"x": 1}')):
             with pytest.raises(InvalidRequestError):
                 http.refuse_input(given_input)
+
+
+class TestDone:
+    """Answers to erasures and revocations."""
+
+    def test_finished(self) -> None:
+        """204, without a body."""
+        response = http.done(finished=True, headers={"Revoked-Within": "900"})
+
+        assert (204, b"", "900") == (
+            response.status_code,
+            response.get_body(),
+            response.headers["Revoked-Within"],
+        )
+
+    def test_stored(self) -> None:
+        """202: it is stored, and will be finished."""
+        response = http.done(finished=False)
+
+        assert 202 == response.status_code
+        assert {"status": "accepted"} == json.loads(response.get_body())
+        assert "no-store" == response.headers["Cache-Control"]
+
+
+TENANT_ID, OBJECT_ID = (
+    "3e7a1c52-90b4-4d6f-8a21-5c0d9e4b7f10",
+    "7d2f6b1e-43c9-4a80-b5d7-0e91f2a6c834",
+)
+ACS_ID = "8:acs:ac5ac5ac-0000-4000-8000-000000000001_00000005-0000-0000-0000-000000000000"
+
+
+class TestUsersQuery:
+    """Which people an administrator asks for."""
+
+    def test_default(self) -> None:
+        """Without parameters: the own tenant, everybody, a hundred at a time."""
+        query = http.UsersQuery.parse(asking(query={}))
+
+        assert http.UsersQuery("", None, "", None, 100) == query
+
+    @pytest.mark.parametrize(
+        ("query", "expected"),
+        [
+            ({"tenantId": TENANT_ID.upper()}, {"tenant_id": TENANT_ID}),
+            ({"state": "broken"}, {"state": "broken"}),
+            ({"limit": "1000"}, {"limit": 1000}),
+            ({"limit": "1"}, {"limit": 1}),
+            ({"communicationUserId": ACS_ID}, {"acs_id": ACS_ID}),
+            (
+                {"communicationUserId": ACS_ID, "tenantId": TENANT_ID},
+                {"acs_id": ACS_ID, "tenant_id": TENANT_ID},
+            ),
+        ],
+        ids=str,
+    )
+    def test_good(self, query: dict[str, str], expected: dict[str, object]) -> None:
+        """Each parameter is optional."""
+        parsed = http.UsersQuery.parse(asking(query=query))
+
+        assert expected == {name: getattr(parsed, name) for name in expected}
+
+    @pytest.mark.parametrize(
+        "query",
+        [
+            {"tenantId": "contoso.example"},
+            {"tenantId": f"{TENANT_ID}' or true"},
+            {"tenantId": f"{TENANT_ID},{TENANT_ID}"},
+            {"state": "absent"},
+            {"state": "ACTIVE"},
+            {"state": "active' or true or state eq '"},
+            {"limit": "0"},
+            {"limit": "1001"},
+            {"limit": "010"},
+            {"limit": "-1"},
+            {"limit": "ten"},
+            {"limit": "1,1"},
+            {"communicationUserId": "8:acs:x"},
+            {"communicationUserId": "8:orgid:" + OBJECT_ID},
+            {"communicationUserId": ACS_ID, "state": "active"},
+            {"communicationUserId": ACS_ID, "limit": "10"},
+            {"continuationToken": "x"},
+            {"filter": "true"},
+        ],
+        ids=str,
+    )
+    def test_bad(self, query: dict[str, str]) -> None:
+        """Unknown parameters, values of another form, and what does not go together."""
+        with pytest.raises(InvalidRequestError):
+            http.UsersQuery.parse(asking(query=query))
+
+    def test_continuation(self) -> None:
+        """A continuation token is read back as it was written."""
+        at = http.Continuation(TENANT_ID, "active", {"PartitionKey": "1!8!U21pdGg-", "RowKey": "x"})
+
+        query = http.UsersQuery.parse(asking(query={"continuationToken": str(at)}))
+
+        assert at == query.start
+
+
+class TestContinuation:
+    """The opaque token for the next page."""
+
+    @pytest.mark.parametrize(
+        ("partition", "row"),
+        [
+            pytest.param("1!8!U21pdGg-", "1!12!QmVuMTg5OA--", id="Azure"),
+            pytest.param("M2U3YTFjNTI=", "N2Qy+/==", id="Azurite"),
+            pytest.param("1!8!U21pdGg-", None, id="without a row"),
+        ],
+    )
+    def test_there_and_back(self, partition: str, row: str | None) -> None:
+        """It has the form of Table Storage's, of which the row may be missing."""
+        at = http.Continuation(TENANT_ID, None, {"PartitionKey": partition, "RowKey": row})
+
+        assert re.fullmatch(r"[A-Za-z0-9_-]+", str(at))
+        assert at == http.Continuation.parse(str(at))
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            "",
+            "[]",
+            "{}",
+            '{"at": null}',
+            '{"at": ["a", "b", "c"]}',
+            '{"at": [null, "b", "c", null]}',
+            '{"at": [1, "b", "c", null]}',
+            '{"at": ["a b", "b", "c", null]}',
+            '{"at": ["a", "' + "b" * 201 + '", "c", null]}',
+            '{"at": ["a", "b", "c", null], "at": ["a", "b", "d", null]}',
+        ],
+    )
+    def test_bad(self, content: str) -> None:
+        """Whatever a caller makes up."""
+        token = base64.urlsafe_b64encode(content.encode()).decode().rstrip("=")
+
+        with pytest.raises(InvalidRequestError):
+            http.Continuation.parse(token)
+
+    @given(st.text())
+    def test_anything(self, token: str) -> None:
+        """It is a token of ours, or an error that the caller is told."""
+        with suppress(InvalidRequestError):
+            assert http.Continuation.parse(token)
+
+
+class TestPersonOf:
+    """Whom a route names."""
+
+    @staticmethod
+    def of(tenant_id: str, object_id: str) -> Person:
+        route = {"tenantId": tenant_id, "objectId": object_id}
+        return http.person_of(
+            func.HttpRequest("GET", "http://localhost/", route_params=route, body=b"")
+        )
+
+    def test_person(self) -> None:
+        """GUIDs may be in capitals; keys are in small letters."""
+        assert (TENANT_ID, OBJECT_ID) == self.of(TENANT_ID.upper(), OBJECT_ID.upper())
+
+    @pytest.mark.parametrize(
+        "other", ["", "me", OBJECT_ID.replace("-", ""), f"{{{OBJECT_ID}}}", "a/b", f"{OBJECT_ID}\n"]
+    )
+    def test_bad(self, other: str) -> None:
+        """Anything but a GUID could be another key of the table."""
+        for ids in ((TENANT_ID, other), (other, OBJECT_ID)):
+            with pytest.raises(InvalidRequestError):
+                self.of(*ids)
+
+
+class TestAdoptedIdentity:
+    """The body of a PUT."""
+
+    def test_identity(self) -> None:
+        body = json.dumps({"communicationUserId": ACS_ID}).encode()
+
+        assert ACS_ID == http.adopted_identity(asking(body))
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b"",
+            b"{}",
+            b"[]",
+            b'{"communicationUserId": null}',
+            b'{"communicationUserId": ["8:acs:x"]}',
+            b'{"communicationUserId": "8:acs:x"}',
+            b'{"communicationUserId": "8:orgid:7d2f6b1e-43c9-4a80-b5d7-0e91f2a6c834"}',
+            json.dumps({"communicationUserId": f"{ACS_ID}\n"}).encode(),
+            json.dumps({"communicationUserId": ACS_ID, "id": ACS_ID}).encode(),
+            json.dumps({"id": ACS_ID}).encode(),
+        ],
+    )
+    def test_bad(self, body: bytes) -> None:
+        """Anything but one communicationUserId."""
+        with pytest.raises(InvalidRequestError):
+            http.adopted_identity(asking(body))
+
+    def test_media_type(self) -> None:
+        """Only JSON: a form of any page could send something else."""
+        body = json.dumps({"communicationUserId": ACS_ID}).encode()
+
+        with pytest.raises(errors.UnsupportedMediaTypeError):
+            http.adopted_identity(asking(body, media_type="text/plain"))
 
 
 def asking(

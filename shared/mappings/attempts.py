@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from azure.data.tables import TableEntity
     from azure.data.tables.aio import TableClient
 
-    Position = Mapping[str, str]  # Where a scan goes on: the continuation token of the last page.
+    # Where a scan goes on: the continuation token of the last page. It may lack the row.
+    Position = Mapping[str, str | None]
 
 ATTEMPT_SECONDS = 1.5
 READ_ATTEMPTS, WRITE_ATTEMPTS = 3, 2

@@ -89,18 +89,20 @@ class Backup:
                 only the answer to the last request was lost.
         """
         started = time.monotonic()
-        event, level = "backup_failed", logging.ERROR
-        fields: dict[str, audit.Field] = {}
+        report: BackupReport | None = None
+        why: dict[str, audit.Field] = {}
         try:
             with audit.decision() as spent:
                 report = await self._run()
-            event, level, fields = "backup_finished", logging.INFO, asdict(report)
         except StorageUnavailableError as error:
-            fields = {"code": error.code, "reason": str(error)}
+            why = {"code": error.code, "reason": str(error)}
             raise
         finally:
-            ms = round((time.monotonic() - started) * 1000)
-            audit.record(event, {**fields, **spent, "ms": ms}, level=level)
+            spent["ms"] = round((time.monotonic() - started) * 1000)
+            if report is None:
+                audit.record("backup_failed", {**why, **spent}, level=logging.ERROR)
+            else:
+                audit.record("backup_finished", {**asdict(report), **spent})
         return report
 
     async def _run(self) -> BackupReport:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import uuid
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -14,7 +16,7 @@ import pytest
 from azure.data.tables import TableClient
 from multidict import CIMultiDict
 
-from local.entra.directory import CONTOSO, WEB_APP
+from local.entra.directory import CONTOSO, DAEMON, FADI, WEB_APP
 from local.stack import emulators, functions_host
 from local.storage.azurite import ACCOUNT, ACCOUNT_KEY
 from tests.emulated import BackgroundLoop
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
     from local.stack import FunctionsHost, Stack
 
 # In addition to the example's settings, so that every refusal can happen.
-SETTINGS = {"ENTRA_ALLOWED_CLIENT_IDS": WEB_APP.client_id}
+SETTINGS = {"ENTRA_ALLOWED_CLIENT_IDS": f"{WEB_APP.client_id},{DAEMON.client_id}"}
+ROLE = "Mappings.Admin"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -63,6 +66,20 @@ class Running:
     def token_of_new_person(self, **claims: Any) -> str:
         """Return an access token of a new person of Contoso."""
         return self.stack.entra.issue_access_token(claims={"oid": str(uuid.uuid4()), **claims})
+
+    def fresh_token(self, object_id: str, **claims: Any) -> str:
+        """Return an access token from after everything that a test has done."""
+        soon = int(time.time()) + 10  # Clocks may differ by a minute.
+        return self.token_of_new_person(oid=object_id, iat=soon, nbf=soon, **claims)
+
+    def token_of_administrator(self, **claims: Any) -> str:
+        """Return an access token of a new administrator of Contoso."""
+        return self.token_of_new_person(roles=[ROLE], **claims)
+
+    def token_of_fabrikams_administrator(self) -> str:
+        """Return an access token of a new administrator of Fabrikam."""
+        claims = {"oid": str(uuid.uuid4()), "roles": [ROLE]}
+        return self.stack.entra.issue_access_token(FADI.user_name, claims=claims)
 
 
 @pytest.fixture(scope="session", params=["access_key", "managed_identity"])
@@ -113,6 +130,12 @@ class Client:
     async def post(self, path: str, token: str | None = None, **options: Any) -> Answer:
         return await self.call("POST", path, token, **options)
 
+    async def put(self, path: str, token: str | None = None, **options: Any) -> Answer:
+        return await self.call("PUT", path, token, **options)
+
+    async def delete(self, path: str, token: str | None = None, **options: Any) -> Answer:
+        return await self.call("DELETE", path, token, **options)
+
 
 @pytest.fixture
 async def app(running: Running) -> AsyncIterator[Client]:
@@ -142,19 +165,70 @@ async def app_at() -> AsyncIterator[Callable[[FunctionsHost], Client]]:
         yield lambda host: Client(session, host.url)
 
 
+@contextmanager
+def table_of(running: Running, name: str) -> Iterator[TableClient]:
+    """Open a table of the stack, as an operator could."""
+    endpoint = running.stack.tables.endpoint
+    with TableClient.from_connection_string(
+        f"DefaultEndpointsProtocol={endpoint.partition(':')[0]};AccountName={ACCOUNT};"
+        f"AccountKey={ACCOUNT_KEY};TableEndpoint={endpoint};",
+        name,
+        connection_verify=running.stack.environment.get("SSL_CERT_FILE", True),
+    ) as table:
+        yield table
+
+
 @pytest.fixture
 def rewrite_row(running: Running) -> Callable[..., Awaitable[None]]:
-    """Return a function that changes the row of a person of Contoso, as an operator could."""
-    endpoint = running.stack.tables.endpoint
+    """Return a function that changes the row of a person of Contoso."""
 
     def rewrite(object_id: str, changes: dict[str, Any]) -> None:
         row = {"PartitionKey": f"{CONTOSO.tenant_id}_{object_id[:2]}", "RowKey": object_id}
-        with TableClient.from_connection_string(
-            f"DefaultEndpointsProtocol={endpoint.partition(':')[0]};AccountName={ACCOUNT};"
-            f"AccountKey={ACCOUNT_KEY};TableEndpoint={endpoint};",
-            "IdentityMappings",
-            connection_verify=running.stack.environment.get("SSL_CERT_FILE", True),
-        ) as table:
+        with table_of(running, "IdentityMappings") as table:
             table.upsert_entity({**row, **changes})
 
     return lambda object_id, **changes: asyncio.to_thread(rewrite, object_id, changes)
+
+
+@pytest.fixture
+def remove_row(running: Running) -> Callable[[str], Awaitable[None]]:
+    """Return a function that removes the row of a person of Contoso."""
+
+    def remove(object_id: str) -> None:
+        with table_of(running, "IdentityMappings") as table:
+            table.delete_entity(f"{CONTOSO.tenant_id}_{object_id[:2]}", object_id)
+
+    return lambda object_id: asyncio.to_thread(remove, object_id)
+
+
+@pytest.fixture
+def no_renewals_today(running: Running) -> None:
+    """Forget how many identities were renewed today."""
+    with table_of(running, "IdentityMappingsOrphans") as table:
+        table.delete_entity("run", "renewals")
+
+
+@pytest.fixture
+def later(running: Running) -> Iterator[Callable[..., None]]:
+    """Return a function that puts the tables' clock forward by a `timedelta` for the test."""
+
+    def put_forward(**duration: float) -> None:
+        ahead = timedelta(**duration)
+        running.stack.tables.clock = lambda: datetime.now(UTC) + ahead
+
+    yield put_forward
+    running.stack.tables.clock = None
+
+
+@pytest.fixture
+def sweep(running: Running, app: Client) -> Callable[[], Awaitable[dict[str, Any]]]:
+    """Return a function that runs the sweeper, and returns what it reports."""
+
+    async def run() -> dict[str, Any]:
+        del running.host.output[:]
+        assert 202 == (await app.post("/admin/functions/sweep_ledger", json={"input": ""})).status
+        line = await running.host.printed('"event": "sweep_', seconds=60)
+        report: dict[str, Any] = json.loads(line[line.index("{") :])
+        return report
+
+    return run

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from local.entra.directory import DAEMON, EXPENSES_API
+from local.entra.directory import DAEMON, DESKTOP_APP, EXPENSES_API
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -27,6 +27,21 @@ NO_TABLE = (
 ELSEWHERE = "11111111-2222-4333-8444-555555555555"
 
 
+ONE_USER = f"/api/users/{ELSEWHERE}/{ELSEWHERE}"
+ALLOWED = {
+    "/api/token": "GET, POST",
+    "/api/token/revoke": "POST",
+    "/api/user": "GET, POST, DELETE",
+    "/api/users": "GET",
+    ONE_USER: "GET, PUT, DELETE",
+    f"{ONE_USER}/revoke": "POST",
+    f"{ONE_USER}/renew": "POST",
+    "/api/health": "GET",
+    "/api/health/ready": "GET",
+    "/api/openapi.json": "GET",
+}
+
+
 def assert_problem(answer: Answer, status: int, code: str) -> None:
     """Check all that every problem has."""
     assert (status, code) == (answer.status, answer.code), answer
@@ -37,7 +52,9 @@ def assert_problem(answer: Answer, status: int, code: str) -> None:
     assert "no-store" == answer.headers["Cache-Control"]
     assert "nosniff" == answer.headers["X-Content-Type-Options"]
     assert (status in {401, 403}) == ("WWW-Authenticate" in answer.headers)
-    assert (status in {429, 503, 504}) == ("Retry-After" in answer.headers)
+    # 502 has it if a try that comes too early would do harm.
+    if status != 502:
+        assert (status in {429, 503, 504}) == ("Retry-After" in answer.headers)
     assert 1 <= int(answer.headers.get("Retry-After", 1)) <= 60
     assert f"urn:uuid:{uuid.UUID(problem['traceId'])}" == problem["instance"]
 
@@ -141,7 +158,7 @@ async def test_valid_tokens_refused(app: Client, running: Running) -> None:
         "tenant_not_allowed",
     )
     assert_problem(
-        await app.get("/api/token", running.token_of_new_person(azp=DAEMON.client_id)),
+        await app.get("/api/token", running.token_of_new_person(azp=DESKTOP_APP.client_id)),
         403,
         "client_not_allowed",
     )
@@ -377,17 +394,24 @@ async def test_payload_too_large(app: Client, running: Running) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/api/token", "/api/user", "/api/health", "/api/health/ready", "/api/openapi.json"]
+    ("method", "path", "allowed"),
+    [
+        (method, path, allowed)
+        for path, allowed in ALLOWED.items()
+        for method in ["GET", "POST", "PUT", "PATCH", "DELETE", "TRACE"]
+        if method not in allowed.split(", ")
+    ],
 )
-@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "TRACE"])
-async def test_method_not_allowed(app: Client, running: Running, path: str, method: str) -> None:
+async def test_method_not_allowed(
+    app: Client, running: Running, method: str, path: str, allowed: str
+) -> None:
     """The answer says which methods there are."""
     answer = await app.call(
         method, path, running.token_of_new_person(), headers={"X-HTTP-Method-Override": "GET"}
     )
 
     assert_problem(answer, 405, "method_not_allowed")
-    assert "GET" in answer.headers["Allow"]
+    assert allowed == answer.headers["Allow"]
 
 
 @pytest.mark.parametrize(
@@ -543,15 +567,6 @@ async def test_lost_reply_to_create(app: Client, running: Running) -> None:
     assert 0 == running.stack.acs.issued[unreferenced]
 
 
-async def test_identity_gone(app: Client, running: Running) -> None:
-    """An identity that was deleted in ACS is not silently replaced."""
-    token = running.token_of_new_person()
-    issued = await app.get("/api/token", token)
-    del running.stack.acs.identities[issued.json["user"]["id"]]
-
-    assert_problem(await app.get("/api/token", token), 409, "identity_gone")
-
-
 @pytest.mark.parametrize(
     ("fault", "times"),
     [
@@ -627,10 +642,11 @@ async def test_row_of_a_newer_version(
     token = running.token_of_new_person(oid=object_id)
     await app.get("/api/token", token)
     await rewrite_row(object_id, schema=2)
+    del running.host.output[:]
 
     assert_problem(await app.get("/api/token", token), 503, "storage_unavailable")
-    line = await running.host.printed(f'"object_id": "{object_id}", "reason"')
-    assert '"event": "mapping_unreadable"' in line
+    line = await running.host.printed('"event": "mapping_unreadable"')
+    assert object_id in line
 
 
 async def test_revoked(

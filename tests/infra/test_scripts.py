@@ -157,7 +157,6 @@ def cloud(tmp_path: Path) -> Cloud:
                 "apps": [],
                 "deleted": [],
                 "principals": {},
-                "tables": {},
             }
         )
     )
@@ -958,27 +957,3 @@ class TestTeardown:
         )
         assert 0 == deployed.script("teardown.sh", "dev", "--yes", "dev").code
         assert ["dev-2"] == [each["name"] for each in deployed.state("azure")["deployments"]]
-
-
-def test_export(cloud: Cloud, tmp_path: Path, each_python: str) -> None:
-    """All rows of all tables are written, from all pages, and only the user can read them."""
-    pages = [[{"RowKey": "a"}, {"RowKey": "b"}], [{"RowKey": "c"}], [{"RowKey": "d"}]]
-    cloud.change(
-        "azure",
-        deployments=[deployment("acs-token-broker-dev", "1", outputs=outputs_of("dev"))],
-        tables={"IdentityMappings": pages, "IdentityMappingsOrphans": [[]]},
-    )
-    finished = cloud.run(each_python, str(INFRA / "export.py"), "dev", str(tmp_path / "out"))
-    assert (0, "") == (finished.code, finished.err)
-    assert all("stabc" in call for call in cloud.calls() if call[1] == "storage")
-    rows = (tmp_path / "out/IdentityMappings.jsonl").read_text().splitlines()
-    assert [row for page in pages for row in page] == [json.loads(row) for row in rows]
-    assert "" == (tmp_path / "out/IdentityMappingsOrphans.jsonl").read_text()
-    assert 0 == (tmp_path / "out/IdentityMappings.jsonl").stat().st_mode & 0o077
-
-
-def test_export_fails(cloud: Cloud, tmp_path: Path) -> None:
-    """If the environment is not found, it says that nothing was exported."""
-    finished = cloud.run(sys.executable, str(INFRA / "export.py"), "dev", str(tmp_path / "out"))
-    assert 1 == finished.code
-    assert "not exported" in finished.err

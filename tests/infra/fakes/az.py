@@ -217,18 +217,6 @@ def main(command: str, given: dict[str, Any]) -> None:  # noqa: C901, PLR0912, P
             if given["if-match"] != '"0x8D"' or STATE["groups"][given["resource-group"]]["locks"]:
                 refuse("PreconditionFailed")
             STATE["groups"][given["resource-group"]]["policies"] = {}
-        case "storage table list":
-            sys.stdout.write(json.dumps([{"name": name} for name in STATE["tables"]]))
-        case "storage entity query":
-            pages = STATE["tables"][given["table-name"]]
-            marker = dict(text.split("=", 1) for text in given.get("marker", []))
-            page = int(marker.get("nextrowkey", "0"))
-            following = {"nextpartitionkey": "p=1", "nextrowkey": str(page + 1)}
-            answer = {
-                "items": pages[page],
-                "nextMarker": following if page + 1 < len(pages) else {},
-            }
-            sys.stdout.write(json.dumps(answer))
         case _:
             refuse(f"'{command}' is not a command that the scripts are known to use")
 

@@ -1,0 +1,1 @@
+"""`python -m infra.mappings`: imports, exports and restores identity mappings."""
