@@ -67,6 +67,16 @@ type pruneOptions = {
   @minValue(1)
   @maxValue(1000000)
   maxDeletes: int
+
+  @description('Days after which the identity of somebody who was deleted from Entra is removed, idle or not. Null: Microsoft Graph is not asked. The managed identity needs the permission User.Read.All.')
+  @minValue(1)
+  @maxValue(25)
+  deletedUsersAfterDays: int?
+
+  @description('A run that finds more people than this deleted from Entra removes none of them; null: 500.')
+  @minValue(1)
+  @maxValue(1000000)
+  maxDeletedUsers: int?
 }
 
 @export()

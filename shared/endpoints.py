@@ -23,6 +23,14 @@ V1_ISSUERS = {
     "login.microsoftonline.us": "https://sts.windows.net",
     "login.partner.microsoftonline.cn": "https://sts.chinacloudapi.cn",
 }
+# Microsoft Graph, by authority host. The Department of Defense shares the second authority, but has
+# a Graph of its own, which is not asked.
+# https://learn.microsoft.com/graph/deployments
+GRAPH_HOSTS = {
+    PUBLIC_CLOUD: "graph.microsoft.com",
+    "login.microsoftonline.us": "graph.microsoft.us",
+    "login.partner.microsoftonline.cn": "microsoftgraph.chinacloudapi.cn",
+}
 ACS_HOST_SUFFIXES = (".communication.azure.com", ".communication.azure.us")
 STORAGE_HOST = (
     r"[a-z0-9]{{3,24}}\.(z\d+\.)?{service}(\.storage\.azure\.net"

@@ -10,6 +10,8 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from shared.identifiers import Person
+from shared.leavers import has_returned
 from shared.mappings.endings import is_deletion_due, is_mark_needed
 from shared.mappings.identities import CLOCK_TOLERANCE, LONGEST_LEASE, is_leased
 from shared.mappings.index_check import IndexCheck
@@ -19,6 +21,7 @@ from shared.runs import MAX_DURATION, SECONDS_PER_DELETE, BrakeError, Piece, Wor
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
+    from shared.leavers import Leaver, Leavers, Search
     from shared.mappings.attempts import Page, Position
     from shared.mappings.endings import Endings
     from shared.mappings.ledger import Ledger
@@ -44,6 +47,7 @@ class PruneReport:
     rows: int = 0
     idle: int = 0
     pruned: int = 0
+    left: int = 0  # Identities of people who were deleted from Entra.
     finished: int = 0  # Interrupted creations and deletions that were completed.
     mended: int = 0  # Marks that have expired, dates in the future, wrong entries of the index.
     failed: int = 0  # Identities that could not be deleted, or rows that could not be changed.
@@ -54,6 +58,8 @@ class PruneReport:
         match piece.kind:
             case "idle":
                 self.pruned += 1
+            case "left":
+                self.left += 1
             case "interrupted":
                 self.finished += 1
             case "mend":
@@ -84,6 +90,7 @@ class Pruner:
         endings: Endings,
         mappings: IdentityMappings,
         ledger: Ledger,
+        leavers: Leavers | None = None,
         clock: Callable[[], datetime] = utc_now,
         seconds_per_delete: float = SECONDS_PER_DELETE,
         duration: timedelta = MAX_DURATION,
@@ -92,6 +99,7 @@ class Pruner:
         self._endings = endings
         self._mappings = mappings
         self._ledger = ledger
+        self._leavers = leavers
         self._clock = clock
         self._seconds_per_delete = seconds_per_delete
         self._duration = duration
@@ -113,13 +121,45 @@ class Pruner:
             raise BrakeError("clock")
         work = Work(seconds_each=self._seconds_per_delete, duration=self._duration)
         progress = await self._recall(report, now)
-        if not progress.counted:
-            await self._count(report, progress, work)
-        await self._check_share(report)
         try:
+            if self._leavers:
+                await self._remove_leavers(self._leavers, report, work, now)
+            if not progress.counted:
+                await self._count(report, progress, work)
+            await self._check_share(report)
             await self._go_through(report, progress, work, now)
         finally:
             report.failed = work.failed
+
+    async def _remove_leavers(
+        self, leavers: Leavers, report: PruneReport, work: Work, now: datetime
+    ) -> None:
+        """Remove the identities of people who were deleted from Entra.
+
+        The whole table is read for it in each run: where the last run stopped does not matter, and
+        the share of the people who have left is known before the first of them is removed.
+        """
+        search = await leavers.search(now=now)
+        if search is None:
+            return
+        async for page in self._mappings.uses():
+            work.check_time(reserve=self._duration / 2)
+            _add_to(search, page.entities)
+        pieces = [
+            Piece("left", partial(self._end_left, leaver), leaver.person._asdict())
+            for leaver in search.found()
+        ]
+        async for piece in self._do(work, pieces):
+            report.count(piece)
+
+    async def _end_left(self, leaver: Leaver) -> bool:
+        """Remove the identity of somebody who has left, unless the row says otherwise by now."""
+        mapping = await self._mappings.read(leaver.person)
+        if mapping.state is not State.ACTIVE or has_returned(
+            leaver.deleted_on, last_used_on=mapping.last_used_on
+        ):
+            return False
+        return await self._endings.end(mapping, reason="left")
 
     async def _count(self, report: PruneReport, progress: _Progress, work: Work) -> None:
         """Count the rows, and those of them that are active but idle; check the index by them."""
@@ -238,6 +278,14 @@ class Pruner:
 def _is_idle(entity: Mapping[str, Any], idle_before: datetime) -> bool:
     used = entity.get("lastUsedOn")
     return entity.get("state") == State.ACTIVE and isinstance(used, datetime) and used < idle_before
+
+
+def _add_to(search: Search, entities: Sequence[Mapping[str, Any]]) -> None:
+    for entity in entities:
+        used = entity.get("lastUsedOn")
+        if entity.get("state") == State.ACTIVE and isinstance(used, datetime):
+            tenant_id = entity["PartitionKey"].partition("_")[0]
+            search.add(Person(tenant_id, entity["RowKey"]), last_used_on=used)
 
 
 def _is_interrupted(mapping: IdentityMapping, now: datetime) -> bool:

@@ -18,8 +18,10 @@ from shared.acs.identity import AcsIdentity
 from shared.broker import Broker
 from shared.directory import Directory
 from shared.entra.access_tokens import AccessTokenValidator
+from shared.entra.graph import Graph
 from shared.entra.signing_keys import SigningKeys
 from shared.errors import MisconfiguredError
+from shared.leavers import Leavers
 from shared.mappings.adoption import Adoption
 from shared.mappings.attempts import PAGE_SECONDS
 from shared.mappings.backup import Backup
@@ -83,8 +85,9 @@ def build_services(env: Mapping[str, str]) -> Services:
     rows, entries = _table_clients(settings.mappings, credential, TABLE_BOUNDS)
     mappings, ledger = IdentityMappings(rows), Ledger(entries)
     acs = AcsIdentity(client=_acs_client(settings.acs, credential))
+    session = aiohttp.ClientSession(auto_decompress=False)
     keys = SigningKeys(
-        session=aiohttp.ClientSession(auto_decompress=False),
+        session=session,
         authority=settings.entra.authority,
         keys_of=settings.entra.keys_of,
     )
@@ -108,7 +111,13 @@ def build_services(env: Mapping[str, str]) -> Services:
         endings=endings,
         adoption=Adoption(acs=acs, mappings=mappings, ledger=ledger),
     )
-    pruner = Pruner(settings=settings.prune, endings=endings, mappings=mappings, ledger=ledger)
+    pruner = Pruner(
+        settings=settings.prune,
+        endings=endings,
+        mappings=mappings,
+        ledger=ledger,
+        leavers=_leavers(settings, session, credential),
+    )
     sweeper = Sweeper(endings=endings, mappings=mappings, ledger=ledger)
     back_up = functools.partial(_back_up, settings, credential)
     return Services(broker, directory, pruner, sweeper, back_up)
@@ -120,6 +129,20 @@ def _settings(env: Mapping[str, str]) -> Settings:
     except SettingsError as exc:
         audit.record("settings_invalid", {"reason": str(exc)}, level=logging.ERROR)
         raise MisconfiguredError(str(exc)) from exc
+
+
+def _leavers(
+    settings: Settings, session: aiohttp.ClientSession, credential: Credential
+) -> Leavers | None:
+    if settings.leavers is None:
+        return None
+    graph = Graph(
+        session=session,
+        credential=credential(),
+        url=settings.entra.graph,
+        audience=settings.entra.graph_audience,
+    )
+    return Leavers(settings=settings.leavers, graph=graph)
 
 
 def _acs_client(settings: AcsSettings, credential: Credential) -> CommunicationIdentityClient:

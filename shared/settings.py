@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from shared.endpoints import (
+    GRAPH_HOSTS,
     PUBLIC_CLOUD,
     V1_ISSUERS,
     acs_connection_endpoint,
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 ACS_SCOPES = frozenset({"chat", "voip", "chat.join", "chat.join.limited", "voip.join"})
 LIFETIME_MINUTES = range(60, 1440 + 1)  # What ACS takes.
 TOUCH_INTERVAL = timedelta(hours=24)  # How stale `lastUsedOn` may become before it is written.
+# Entra keeps deleted users for 30 days; the runs of five days can find each of them.
+# https://learn.microsoft.com/entra/fundamentals/users-restore
+MAX_DELETED = timedelta(days=25)
 # The longest token, the longest time that a use may go unrecorded, and a day to spare.
 MIN_IDLE = timedelta(minutes=LIFETIME_MINUTES[-1]) + TOUCH_INTERVAL + timedelta(days=1)
 
@@ -61,6 +65,18 @@ class EntraSettings:
         """The beginning of every v1 issuer: `https://sts.windows.net` in the public cloud."""
         host = self.authority.partition("://")[2]
         return V1_ISSUERS.get(host, V1_ISSUERS[PUBLIC_CLOUD])
+
+    @property
+    def graph(self) -> str:
+        """The origin of Microsoft Graph; the local stack serves it together with Entra."""
+        host = self.authority.partition("://")[2]
+        return f"https://{GRAPH_HOSTS[host]}" if host in GRAPH_HOSTS else self.authority
+
+    @property
+    def graph_audience(self) -> str:
+        """The audience of tokens for Microsoft Graph, in the local stack that of the real one."""
+        host = self.authority.partition("://")[2]
+        return f"https://{GRAPH_HOSTS.get(host, GRAPH_HOSTS[PUBLIC_CLOUD])}"
 
     @property
     def keys_of(self) -> str:
@@ -110,6 +126,16 @@ class BackupSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class LeaversSettings:
+    """When people who were deleted from Entra count as gone, and the limits on how many may be."""
+
+    after: timedelta
+    tenant_id: str  # Of the managed identity, the only one whose directory it can read.
+    max_share: float
+    max_people: int
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """All settings, checked."""
 
@@ -118,6 +144,7 @@ class Settings:
     mappings: MappingsSettings
     prune: PruneSettings
     backup: BackupSettings | None  # None: there are no backups.
+    leavers: LeaversSettings | None  # None: Microsoft Graph is not asked.
     managed_identity_client_id: str | None
 
     @classmethod
@@ -134,6 +161,7 @@ class Settings:
             mappings=_mappings(reader),
             prune=_prune(reader),
             backup=_backup(reader),
+            leavers=_leavers(reader),
             managed_identity_client_id=reader.read("AZURE_CLIENT_ID", _guid, "") or None,
         )
         if reader.problems:
@@ -301,6 +329,23 @@ def _backup(reader: _Reader) -> BackupSettings | None:
     if endpoint is None and connection_string is None:
         return None
     return BackupSettings(endpoint, connection_string, container)
+
+
+def _leavers(reader: _Reader) -> LeaversSettings | None:
+    tenant_id = reader.read("AZURE_TENANT_ID", _guid, "")
+    max_people = reader.read("PRUNE_MAX_DELETED_USERS", _count(1, 1_000_000), "500")
+    if not reader.text("PRUNE_DELETED_USERS_AFTER_DAYS"):
+        return None
+    if not reader.text("AZURE_TENANT_ID"):
+        reader.problems.append("AZURE_TENANT_ID is missing: PRUNE_DELETED_USERS_AFTER_DAYS is set")
+    return LeaversSettings(
+        after=reader.read(
+            "PRUNE_DELETED_USERS_AFTER_DAYS", _duration(timedelta(days=1), 1, MAX_DELETED.days)
+        ),
+        tenant_id=tenant_id,
+        max_share=reader.read("PRUNE_MAX_SHARE", _share, "0.2"),
+        max_people=max_people,
+    )
 
 
 def _guid(text: str) -> str:

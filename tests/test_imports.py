@@ -17,7 +17,7 @@ FLOORS = [
     ["shared.services"],
     ["shared.directory"],
     ["shared.broker", "shared.prune", "shared.sweep"],
-    ["shared.mappings"],
+    ["shared.leavers", "shared.mappings"],
     ["shared.acs", "shared.entra"],
     ["shared.http", "shared.runs"],
     ["shared.rate_limit", "shared.settings"],

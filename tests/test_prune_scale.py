@@ -184,5 +184,5 @@ async def test_scale(
         assert (0, None) == (each.report["failed"], each.report["stopped"])
     left = {row["acsId"]: row["RowKey"] for row in await store.all_rows()}
     assert ROWS - IDLE == len(left)
-    assert left == {acs_id: owner.object_id async for acs_id, owner in store.ledger.owners()}
+    assert left == {acs_id: owner.object_id async for acs_id, owner, _ in store.ledger.owners()}
     assert set(left) <= set(acs.identities)

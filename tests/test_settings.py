@@ -55,6 +55,7 @@ def test_defaults() -> None:
         settings.prune.max_deletes,
     )
     assert settings.backup is None
+    assert settings.leavers is None
     assert settings.managed_identity_client_id is None
 
 
@@ -119,6 +120,68 @@ def test_authorities(host: str, v1_issuer: str) -> None:
     settings = Settings.from_env(REQUIRED | {"ENTRA_AUTHORITY_HOST": host})
 
     assert (host.rstrip("/"), v1_issuer) == (settings.entra.authority, settings.entra.v1_issuer)
+
+
+@pytest.mark.parametrize(
+    ("host", "graph", "audience"),
+    [
+        ("", "https://graph.microsoft.com", "https://graph.microsoft.com"),
+        (
+            "https://login.microsoftonline.us",
+            "https://graph.microsoft.us",
+            "https://graph.microsoft.us",
+        ),
+        (
+            "https://login.partner.microsoftonline.cn",
+            "https://microsoftgraph.chinacloudapi.cn",
+            "https://microsoftgraph.chinacloudapi.cn",
+        ),
+        ("http://127.0.0.1:7072", "http://127.0.0.1:7072", "https://graph.microsoft.com"),
+    ],
+)
+def test_graph(host: str, graph: str, audience: str) -> None:
+    """Each cloud has its own Microsoft Graph; the local one is where the local Entra is."""
+    settings = Settings.from_env(REQUIRED | {"ENTRA_AUTHORITY_HOST": host})
+
+    assert (graph, audience) == (settings.entra.graph, settings.entra.graph_audience)
+
+
+def test_leavers() -> None:
+    """Microsoft Graph is asked if the days are set."""
+    settings = Settings.from_env(
+        REQUIRED | {"PRUNE_DELETED_USERS_AFTER_DAYS": "14", "AZURE_TENANT_ID": TENANT.upper()}
+    )
+
+    assert settings.leavers
+    assert (timedelta(days=14), TENANT, 0.2, 500) == (
+        settings.leavers.after,
+        settings.leavers.tenant_id,
+        settings.leavers.max_share,
+        settings.leavers.max_people,
+    )
+
+
+@pytest.mark.parametrize("days", ["0", "26", "a week"])
+def test_days_of_leavers(days: str) -> None:
+    """They are fewer than Entra keeps deleted users for, and at least one."""
+    changes = {"PRUNE_DELETED_USERS_AFTER_DAYS": days, "AZURE_TENANT_ID": TENANT}
+
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_env(REQUIRED | changes)
+
+    assert (
+        "PRUNE_DELETED_USERS_AFTER_DAYS is not a whole number from 1 to 25",
+    ) == caught.value.problems
+
+
+def test_tenant_of_leavers() -> None:
+    """It has to be known whose directory the managed identity can read."""
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_env(REQUIRED | {"PRUNE_DELETED_USERS_AFTER_DAYS": "7"})
+
+    assert (
+        "AZURE_TENANT_ID is missing: PRUNE_DELETED_USERS_AFTER_DAYS is set",
+    ) == caught.value.problems
 
 
 def test_access_keys() -> None:
@@ -224,6 +287,7 @@ def test_development_storage() -> None:
         ("MAPPINGS_TABLE", "identity-mappings"),
         ("MAPPINGS_TABLE", "x" * 56),
         ("AZURE_CLIENT_ID", "my-identity"),
+        ("AZURE_TENANT_ID", "contoso.com"),
         ("PRUNE_SCHEDULE", "0 3 * * *"),
         ("PRUNE_SCHEDULE", "0 0 3 * * ;"),
         ("PRUNE_IDLE_DAYS", "2"),
@@ -244,6 +308,7 @@ def test_development_storage() -> None:
         ("BACKUP_CONTAINER", "-ab"),
         ("BACKUP_CONTAINER", "x" * 64),
         ("BACKUP_SCHEDULE", "30 1 * * *"),
+        ("PRUNE_MAX_DELETED_USERS", "0"),
     ],
 )
 def test_refuses(name: str, value: str) -> None:

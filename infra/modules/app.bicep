@@ -129,6 +129,7 @@ var brokerSettings = {
   MAPPINGS_TABLE_ENDPOINT: tableEndpoint
   MAPPINGS_TABLE: mappingsTable
   AZURE_CLIENT_ID: identityClientId
+  AZURE_TENANT_ID: tenant().tenantId
   PRUNE_SCHEDULE: prune.schedule
   PRUNE_IDLE_DAYS: string(prune.idleDays)
   PRUNE_DRY_RUN: toLower(string(prune.dryRun))
@@ -137,6 +138,8 @@ var brokerSettings = {
   BACKUP_BLOB_ENDPOINT: backupEndpoint
   BACKUP_CONTAINER: backupContainer
   BACKUP_SCHEDULE: backupSchedule
+  PRUNE_DELETED_USERS_AFTER_DAYS: string(prune.?deletedUsersAfterDays ?? '')
+  PRUNE_MAX_DELETED_USERS: string(prune.?maxDeletedUsers ?? 500)
 }
 
 // The settings that the Functions host reads. Blobs are all it needs for HTTP and timers. It would also

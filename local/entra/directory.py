@@ -154,9 +154,21 @@ GUEST = User(
 )
 
 
-def _microsoft(client_id: str, name: str, uri: str, *scopes: str, token_version: int = 1) -> App:
+def _microsoft(
+    client_id: str,
+    name: str,
+    uri: str,
+    *scopes: str,
+    token_version: int = 1,
+    defined_roles: tuple[str, ...] = (),
+) -> App:
     return App(
-        client_id=client_id, name=name, uris=(uri,), scopes=scopes, token_version=token_version
+        client_id=client_id,
+        name=name,
+        uris=(uri,),
+        scopes=scopes,
+        defined_roles=defined_roles,
+        token_version=token_version,
     )
 
 
@@ -165,6 +177,7 @@ GRAPH = _microsoft(
     "Microsoft Graph",
     "https://graph.microsoft.com",
     "User.Read",
+    defined_roles=("User.Read.All",),
 )
 ACS = _microsoft(
     "632ec9eb-fad7-4cbd-993a-e72973ba2acc",
@@ -203,6 +216,7 @@ USER_ASSIGNED_IDENTITY = ManagedIdentity(
     tenant=CONTOSO,
     principal_id="1c8f3e5d-a072-4b96-8d4e-f7b905c6a218",
     resource_id=f"{_SITE}/Microsoft.ManagedIdentity/userAssignedIdentities/id-token-broker",
+    app_roles=("User.Read.All",),
 )
 SYSTEM_ASSIGNED_IDENTITY = ManagedIdentity(
     client_id="c27a94e1-d856-4030-9f6b-38e1b5d20c7f",

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from local.entra.directory import BROKER, DIRECTORY, WEB_APP, is_loopback
 from local.entra.grants import EntraError, Grants, SignIn, Wanted, client_info, required
+from local.entra.graph import GraphEmulator
 from local.entra.pages import form_post_page, message_page, sign_in_page
 from local.entra.tokens import CLOUD
 from local.serving.faults import Faults, middleware
@@ -35,13 +36,17 @@ SESSION_COOKIE = "ESTSAUTH"
 
 
 class EntraEmulator(Grants):
-    """Serves metadata, keys, sign-in and tokens; `url` must be set before the first request."""
+    """Serves metadata, keys, sign-in and tokens; `url` must be set before the first request.
+
+    Microsoft Graph, which has its own host in Azure, is at the same address.
+    """
 
     def __init__(
         self, directory: Directory = DIRECTORY, *, keys: Iterable[SigningKey] = ()
     ) -> None:
         super().__init__(directory, keys=keys)
         self.faults = Faults()
+        self.graph = GraphEmulator(self, self.faults)
         self._sessions: dict[str, User] = {}
 
     def application(self) -> web.Application:
@@ -54,6 +59,7 @@ class EntraEmulator(Grants):
             [
                 web.post("/_local/keys/roll", self._roll),
                 web.post("/_local/token", self._issue),
+                web.post("/_local/users/delete", self.graph.delete_on_command),
                 *self.faults.routes(),
                 web.get("/{tenant}/discovery/instance", self._instance),
                 web.get("/{tenant}/.well-known/openid-configuration", partial(metadata, version=1)),
@@ -67,6 +73,7 @@ class EntraEmulator(Grants):
                 web.get("/{tenant}/v2.0/adminconsent", self._consent),
             ]
         )
+        app.add_subapp("/v1.0", self.graph.application())
         return app
 
     async def _make_keys(self, _app: web.Application) -> None:

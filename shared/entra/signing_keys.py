@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import jwt
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
-from shared import audit, strict_json
+from shared import audit
+from shared.entra.documents import read_object
 from shared.errors import InvalidTokenError, KeysUnavailableError
 
 if TYPE_CHECKING:
@@ -229,12 +230,7 @@ class SigningKeys:
         ) as response:
             if response.status != HTTPStatus.OK:
                 raise ValueError(f"status {response.status}")
-            document = b""
-            async for chunk in response.content.iter_any():
-                document += chunk
-                if len(document) > MAX_DOCUMENT_BYTES:
-                    raise ValueError("the document is over 256 KiB")
-        return strict_json.loads_object(document.strip())
+            return await read_object(response, max_bytes=MAX_DOCUMENT_BYTES)
 
 
 def signing_keys_from(

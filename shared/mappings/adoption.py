@@ -57,7 +57,7 @@ class Adoption:
             created_on: when it was created, if that is known.
             last_used_on: when it was last used; now, if that is not known.
             revoked_before: a mark that the row must have; a newer one in the row stays.
-            revoke_again: its ACS tokens have to be revoked once more, if the person has it only now.
+            revoke_again: if the person has it only now, its tokens have to be revoked once more.
             restoring: the identity was the person's before; so whoever was erased since, or had
                 their tokens revoked, does not get it back.
 

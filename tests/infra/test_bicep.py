@@ -54,6 +54,7 @@ SETTINGS_IN_AZURE = {
     "MAPPINGS_TABLE_ENDPOINT": "https://stabc.table.core.windows.net/",
     "MAPPINGS_TABLE": "IdentityMappings",
     "AZURE_CLIENT_ID": "44444444-4444-4444-8444-444444444444",
+    "AZURE_TENANT_ID": "22222222-2222-4222-8222-222222222222",
     "PRUNE_SCHEDULE": "0 0 3 * * *",
     "PRUNE_IDLE_DAYS": "90",
     "PRUNE_DRY_RUN": "false",
@@ -62,6 +63,8 @@ SETTINGS_IN_AZURE = {
     "BACKUP_BLOB_ENDPOINT": "https://stbackupabc.blob.core.windows.net/",
     "BACKUP_CONTAINER": "mappings-backup",
     "BACKUP_SCHEDULE": "0 30 1 * * *",
+    "PRUNE_DELETED_USERS_AFTER_DAYS": "",
+    "PRUNE_MAX_DELETED_USERS": "500",
 }
 # https://learn.microsoft.com/azure/azure-functions/functions-app-settings#flex-consumption-plan-deprecations
 FORBIDDEN_ON_FLEX = [

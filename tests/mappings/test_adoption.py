@@ -110,7 +110,7 @@ class TestAdopt:
         person: Person,
         clock: Clock,
         acs_id: str,
-        given: dict[str, datetime],
+        given: dict[str, Any],
         created: str,
         used: str,
     ) -> None:

@@ -105,7 +105,7 @@ class TestEmpty:
         assert (await lost.read(5)).revoke_again
         assert {acs_id(6): "erased"} == await lost.store.orphans()
         assert {somebody(2), somebody(5)} == set(await lost.store.unfinished())
-        owners = {owner: identity async for identity, owner in lost.store.ledger.owners()}
+        owners = {owner: identity async for identity, owner, _ in lost.store.ledger.owners()}
         assert {somebody(n): acs_id(n) for n in (1, 2, 5)} == owners
 
     async def test_again(self, lost: Lost) -> None:
