@@ -55,6 +55,10 @@ test-next-year: setup  ## Run all tests with the clock a year ahead, which needs
 	@$(BIN)/python -m local.storage.npm tests/infra tests/js
 	@faketime "$(CLOCK)" $(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
 
+.PHONY: simulate
+simulate: setup  ## Drive the code through 100,000 random schedules in virtual time.
+	@$(BIN)/python -m tests.simulation --schedules 100000 $(ARGS)
+
 .PHONY: lint
 lint: setup  ## Check style and types.
 	@$(BIN)/ruff check

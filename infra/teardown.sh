@@ -17,9 +17,9 @@ environment's name.
     --registration  also delete a registration in Entra for good, with its roles. It is refused if
                     another environment of the subscription uses the registration.
 
-The mapping tables cannot be recreated: export them first (python -m infra.mappings
-export). The backups of the tables are deleted as well, unless their immutability policy was locked: then Azure keeps them, their account
-and the group until the last one has expired.
+The mapping tables cannot be recreated: export them first (python -m infra.mappings export). The
+backups of the tables are deleted as well, unless their immutability policy was locked: then Azure
+keeps them, their account and the group until the last one has expired.
 You need the roles of a deployer (infra/roles.sh) to run it; --registration also takes Cloud
 Application Administrator in Entra, and User Access Administrator if a registration has roles.
 It can be run again.

@@ -142,10 +142,12 @@ class Directory:
             BusyError, StorageUnavailableError, Upstream…Error: the table or ACS failed.
         """
         mapping = await self._row(administrator, person)
-        if mapping.state is not State.ACTIVE:
+        if not mapping.acs_id:
             raise UserNotFoundError("no identity to renew")
         audit.note(old_acs_id=mapping.acs_id)
         foreign = not await self._acs.owns(mapping.acs_id)
+        if mapping.state is State.DELETING and not foreign:
+            raise UserNotFoundError("the identity is being deleted")
         if not foreign and await self._is_known(mapping.acs_id):
             raise ConflictError("ACS knows the identity")
         if not await self._endings.give_up(mapping, foreign=foreign):

@@ -98,7 +98,7 @@ class Restore:
                 return await self._restore_active(row)
             case State.DELETING if row.acs_id and row.reason != FOREIGN:
                 return await self._restore_deleting(row)
-        if await self._restore_mark(row, tombstone=True):
+        if await self._restore_mark(row, bare=True):
             return self._restored
         return UNFINISHED if row.state is State.CREATING else EXPIRED
 
@@ -121,7 +121,7 @@ class Restore:
                     restoring=True,
                 )
         except ConflictError as error:
-            await self._restore_mark(row)
+            await self._restore_mark(row, bare=True)
             await self._give_up(row, error)
             raise
         if not added and not self._dry_run:  # The ledger may have been lost, and not the table.
@@ -132,7 +132,8 @@ class Restore:
         """Put a row back that is being deleted, or only its identity into the ledger."""
         ledger = self._store.ledger
         live = await self._store.mappings.read(row.person)
-        await self._restore_mark(row)
+        if live.state is not State.ABSENT:
+            await self._restore_mark(row, bare=True)
         if live.acs_id == row.acs_id and live.state is State.ACTIVE:
             raise ConflictError("the identity was being deleted, and is in use")
         if live.acs_id == row.acs_id or await ledger.is_orphan(row.acs_id):
@@ -170,11 +171,11 @@ class Restore:
     async def _add_orphan(self, row: Row, live: IdentityMapping, *, reason: str) -> None:
         """Have an identity deleted whose person has another one, unless it is somebody else's.
 
-        Whoever deletes it asks the index whose it is, so the entry does not say it. Whoever is
-        given it after the claim finds it in the ledger.
+        The ledger is written first, so that whoever is given the identity after the claim finds it
+        there.
         """
         ledger = self._store.ledger
-        await ledger.add_orphan(row.acs_id, person=None, reason=reason, now=live.now)
+        await ledger.add_orphan(row.acs_id, person=row.person, reason=reason, now=live.now)
         try:
             await self._claim(row)
         except ConflictError:
@@ -199,12 +200,13 @@ class Restore:
             await self._add_orphan(row, live, reason=SUPERSEDED)
         raise ConflictError(f"{error}: {row.acs_id} is going to be deleted") from error
 
-    async def _restore_mark(self, row: Row, *, tombstone: bool = False) -> bool:
+    async def _restore_mark(self, row: Row, *, bare: bool = False) -> bool:
         """See to it that Entra tokens from before the mark are refused; False if they are.
 
         Args:
             row: the row of the file.
-            tombstone: for somebody who has no row, makes one that has the mark alone.
+            bare: also for somebody who has no identity, in a row with the mark alone if need be.
+                Otherwise the mark comes with the identity.
 
         Raises:
             BusyError: the row keeps changing.
@@ -216,7 +218,7 @@ class Restore:
             live = await self._store.mappings.read(row.person)
             if live.now >= mark + MARK_LIFETIME:
                 return False
-            if live.state is State.ABSENT and not tombstone:
+            if live.state in {State.ABSENT, State.CREATING} and not bare:
                 return False
             if live.revoked_before is not None and live.revoked_before >= mark:
                 return False

@@ -142,7 +142,8 @@ def _refuse_occupied(mapping: IdentityMapping, *, restoring: bool) -> None:
             raise ConflictError("the person has another identity")
         case State.CREATING if is_leased(mapping, mapping.now, LONGEST_LEASE):
             raise BusyError("an identity is being created for the person")
-        case State.DELETING | State.ERASED if restoring and mapping.revoked_before:
+        # One that is being created, too: the person was erased, came back, and nothing came of it.
+        case _ if restoring and mapping.revoked_before:
             raise ConflictError("the person was erased, or signed out everywhere, since")
         case State.DELETING if restoring:
             raise ConflictError("the person's identity is being deleted")

@@ -518,3 +518,19 @@ class TestFailures:
         with pytest.raises(error):
             await adoption.adopt(person, ACS_ID)
         assert [] == await store.all_rows()
+
+
+class TestRestoring:
+    """What `restoring` refuses."""
+
+    async def test_erased_and_creating(
+        self, adoption: Adoption, store: Store, person: Person, clock: Clock
+    ) -> None:
+        """Somebody who was erased, and for whom a creation was left unfinished, stays erased."""
+        left = mapping_of(
+            person, clock.now, acs_id="", state=State.CREATING, revoked_before=clock.now
+        )
+        await store.put(left)
+
+        with pytest.raises(ConflictError):
+            await adoption.adopt(person, ACS_ID, restoring=True)

@@ -326,6 +326,8 @@ class TestLive:
 
         row = await lost.read(1)
         assert mark == row.revoked_before
+        if live in {"creating", "none"}:
+            assert (State.ACTIVE, acs_id(1)) == (row.state, row.acs_id)
         if live in {"active", "another"}:  # Tokens may have been issued since.
             assert row.revoke_again
             assert [somebody(1)] == await lost.store.unfinished()

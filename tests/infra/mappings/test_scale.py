@@ -45,21 +45,29 @@ class Measured:
     out: str
 
 
+# A process begins with the peak of the one that started it, since that is kept across execve
+# (https://man7.org/linux/man-pages/man2/getrusage.2.html). So a small one starts it.
+LAUNCHER = """
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(code)
+"""
+
+
 def measure(words: list[str]) -> Measured:
     """Run the command in a process of its own."""
     started = time.monotonic()
-    with subprocess.Popen(  # noqa: S603 - our own command
-        [sys.executable, "-m", "infra.mappings", *words],
+    finished = subprocess.run(  # noqa: S603 - our own command
+        [sys.executable, "-c", LAUNCHER, sys.executable, "-m", "infra.mappings", *words],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
-    ) as process:
-        assert process.stdout is not None
-        out = process.stdout.read()
-        _pid, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        check=False,
+    )
     seconds = time.monotonic() - started
-    return Measured(process.returncode, seconds, usage.ru_maxrss * RSS_UNIT, out)
+    *out, peak = finished.stdout.splitlines()
+    return Measured(finished.returncode, seconds, int(peak) * RSS_UNIT, " ".join(out))
 
 
 async def killed(words: list[str], store: Store, rows: int) -> None:
