@@ -41,7 +41,7 @@ Ada of Contoso asks for an ACS token (her Entra token is valid for at least an h
 
 curl -H 'Authorization: Bearer {token}' {host.url}/api/token
 
-For another Entra token: python -m local token ada@contoso.example
+For another Entra token: .venv/bin/python -m local token ada@contoso.example
 """)
         await _until_stopped(stack)
 

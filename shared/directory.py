@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from shared import audit
@@ -13,6 +14,7 @@ from shared.errors import (
     ConflictError,
     IdentityGoneError,
     InvalidRequestError,
+    StorageUnavailableError,
     UserNotFoundError,
 )
 from shared.http import Continuation
@@ -86,12 +88,17 @@ class Directory:
             raise InvalidRequestError("the continuation token is for another query")
         position = query.start.position if query.start else None
         for _ in range(PAGES):
-            page = await self._mappings.page(
-                tenant_id=tenant_id,
-                state=None if state == BROKEN else state,
-                start=position,
-                size=query.limit,
-            )
+            try:
+                page = await self._mappings.page(
+                    tenant_id=tenant_id,
+                    state=None if state == BROKEN else state,
+                    start=position,
+                    size=query.limit,
+                )
+            except StorageUnavailableError as error:
+                if query.start and _is_bad_request(error):
+                    raise InvalidRequestError("Table Storage refuses the position") from error
+                raise
             rows = [row_json(row) for row in rows_of(page)]
             users = [row for row in rows if state in {None, row["state"]}]
             position = page.following
@@ -125,12 +132,13 @@ class Directory:
         Raises:
             AdminRequiredError: the administrator may not change the tenant's mappings.
             ConflictError: ACS does not know the identity, or as `Adoption.adopt`.
+            BusyError, StorageUnavailableError, Upstream…Error: the table or ACS failed.
         """
         _check(administrator, person)
         audit.note(acs_id=acs_id)
-        if await self._acs.owns(acs_id) and not await self._is_known(acs_id):
-            raise ConflictError("ACS does not know the identity")
-        return await self._adoption.adopt(person, acs_id)
+        if not administrator.may_adopt:
+            raise AdminRequiredError("only the operator's administrators bring identities along")
+        return await self._adoption.adopt(person, acs_id, is_known=self._is_known)
 
     async def renew(self, administrator: Administrator, person: Person) -> dict[str, object]:
         """Give a person a new identity, because ACS no longer knows the one in the row.
@@ -210,6 +218,10 @@ def row_json(row: IdentityMapping | UnreadableRow) -> dict[str, object]:
     if row.acs_id:
         shown["user"] = user_json(row.acs_id)
     return {name: value for name, value in shown.items() if value}
+
+
+def _is_bad_request(error: StorageUnavailableError) -> bool:
+    return getattr(error.__cause__, "status_code", None) == HTTPStatus.BAD_REQUEST
 
 
 def _date(date: datetime | None) -> str | None:

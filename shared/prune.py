@@ -169,7 +169,8 @@ class Pruner:
         async for page in self._mappings.uses(start=progress.position):
             # Half of the time is for removing; counting goes on in the next run.
             work.check_time(reserve=self._duration / 2)
-            report.rows += len(page.entities)
+            # What is left of people who were erased does not count: it is no identity.
+            report.rows += sum(each.get("state") != State.ERASED for each in page.entities)
             report.idle += sum(_is_idle(entity, idle_before) for entity in page.entities)
             index.add(page.entities)
             await self._move_on(report, progress, page)
@@ -227,10 +228,11 @@ class Pruner:
         about = {"acs_id": mapping.acs_id or None, **mapping.person._asdict()}
         if mapping.state is State.ERASED:
             needed = not is_mark_needed(mapping, now)
-            return Piece("mend", partial(self._mappings.remove, mapping), about) if needed else None
+            mend = partial(self._mappings.remove, mapping)
+            return Piece("mend", mend, about, calls_acs=False) if needed else None
         if mapping.state is State.ACTIVE and mapping.last_used_on > now + CLOCK_TOLERANCE:
             # It was written by a machine whose clock was wrong, and would never become idle.
-            return Piece("mend", partial(self._changed, mapping, now), about)
+            return Piece("mend", partial(self._changed, mapping, now), about, calls_acs=False)
         reason = None
         if mapping.state is State.ACTIVE and mapping.last_used_on < now - self._settings.idle:
             reason = "idle"

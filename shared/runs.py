@@ -44,6 +44,7 @@ class Piece:
     do: Callable[[], Awaitable[bool]]
     about: Mapping[str, audit.Field]
     failures: int | None = None  # Not known.
+    calls_acs: bool = True  # If not, the pace does not matter.
 
 
 class Work:
@@ -74,7 +75,8 @@ class Work:
         remaining = iter(pieces)
         while group := list(islice(remaining, AT_A_TIME)):
             self.check_time()
-            pause = asyncio.sleep(self._seconds_each * len(group))
+            calls = sum(piece.calls_acs for piece in group)
+            pause = asyncio.sleep(self._seconds_each * calls)
             *done, _ = await asyncio.gather(*map(self._try, group), pause)
             for piece, outcome in zip(group, done, strict=True):
                 if outcome:

@@ -46,8 +46,11 @@ ELSEWHERE = "ac5ac5ac-0000-4000-8000-000000000002"
 FOREIGN_ID = f"8:acs:{ELSEWHERE}_00000005-0000-0000-0000-000000000000"
 
 
-def administrator_of(tenant_id: str, *, is_operator: bool = False) -> Administrator:
-    return Administrator(Person(tenant_id, str(uuid.uuid4())), None, 0, is_operator)
+def administrator_of(
+    tenant_id: str, *, is_operator: bool = False, may_adopt: bool = True
+) -> Administrator:
+    person = Person(tenant_id, str(uuid.uuid4()))
+    return Administrator(person, None, 0, is_operator, may_adopt)
 
 
 CONTOSOS, FABRIKAMS = administrator_of(CONTOSO.tenant_id), administrator_of(FABRIKAM.tenant_id)
@@ -497,6 +500,19 @@ class TestAdopt:
         assert existing == (await identities.get_or_create(person, admit=anybody)).acs_id
         (found,) = (await directory.find(CONTOSOS, asking(acs_id=existing))).users
         assert person.object_id == found["objectId"]
+
+    async def test_for_the_operator(
+        self, directory: Directory, acs: AcsEmulator, store: Store, person: Person, existing: str
+    ) -> None:
+        """Where that is for the operator, a tenant's administrator does not get an identity."""
+        tenants = administrator_of(CONTOSO.tenant_id, may_adopt=False)
+
+        with pytest.raises(AdminRequiredError):
+            await directory.adopt(tenants, person, existing)
+
+        assert await store.row(person) is None
+        assert await store.ledger.owner(existing) is None
+        assert 0 == acs.faults.count("issue")
 
     async def test_keeps_mark(
         self, directory: Directory, store: Store, person: Person, existing: str

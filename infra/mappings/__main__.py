@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 DONE, CONFLICTS, NOT_DONE, INTERRUPTED = 0, 1, 2, 130
 DESCRIPTION = """\
 Imports, exports and restores the identity mappings of an environment. Run it from the top of a
-clone, with the Python of `make setup`:
+clone, with the Python of `make packages`:
 
     .venv/bin/python -m infra.mappings export prod people.csv
 
@@ -131,6 +131,9 @@ async def run(arguments: argparse.Namespace) -> int:
     check = None
     if arguments.command != "export":
         check = Check(path, resource_id=environment.resource_id, person=arguments.person)
+        if arguments.person and not check.total:
+            person = "/".join(arguments.person)
+            raise ValueError(f"{path} has nothing about {person}, or nothing that can be read")
     dry_run: bool = arguments.dry_run
     written = arguments.report or path.with_name(f"{path.name}.report.csv")
     async with opened(environment) as store:

@@ -97,7 +97,7 @@ class Done:
                 for entity in page.entities:
                     if entity.get("state") == State.ACTIVE:
                         done._rows.add(*person_of(entity), str(entity.get("acsId")))
-            async for acs_id, person, _ in store.ledger.owners():
+            async for acs_id, person, *_ in store.ledger.owners():
                 done._index.add(*person, acs_id)
         return done
 

@@ -38,7 +38,7 @@ from shared.errors import (
     UpstreamTimeoutError,
     UpstreamUnavailableError,
 )
-from shared.identifiers import ACS_ID, resource_of
+from shared.identifiers import ACS_ID
 from shared.single_flight import SingleFlight
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class AcsIdentity:
 
     def __init__(self, *, client: CommunicationIdentityClient) -> None:
         self._client = client
-        self._resource_id: str | None = None
+        self._prefix: str | None = None  # Of the ids of our resource.
         self._probing = SingleFlight[None]()
 
     async def create(self) -> str:
@@ -100,7 +100,7 @@ class AcsIdentity:
                 "identity_refused", {"acs_id": str(acs_id)[:MAX_LOGGED]}, level=logging.ERROR
             )
             raise UpstreamBadResponseError("create: no identity id")
-        self._resource_id = resource_of(acs_id)
+        self._prefix = _prefix_of(acs_id)
         return acs_id
 
     async def owns(self, acs_id: str) -> bool:
@@ -111,9 +111,9 @@ class AcsIdentity:
         """
         if not ACS_ID.fullmatch(acs_id):
             return False
-        if self._resource_id is None:
+        if self._prefix is None:
             await self._probing.run("probe", self._probe)
-        return resource_of(acs_id) == self._resource_id
+        return _prefix_of(acs_id) == self._prefix
 
     async def _probe(self) -> None:
         """Make an identity, so that the resource's id is known, and delete it."""
@@ -176,6 +176,11 @@ class AcsIdentity:
                 await self._client.delete_user(CommunicationUserIdentifier(acs_id), **ONCE)
         except IdentityGoneError:
             return
+
+
+def _prefix_of(acs_id: str) -> str:
+    """Return the cloud and the resource in an id, exactly as ACS writes them."""
+    return acs_id.partition("_")[0]
 
 
 @asynccontextmanager

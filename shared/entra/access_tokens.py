@@ -75,6 +75,9 @@ class Administrator:
     client_id: str | None
     issued_at: int  # `iat`, in Unix time.
     is_operator: bool  # May administer every tenant, not only the own one.
+    # May give people identities that nobody has. An id does not say which tenant it is for, so that
+    # is for the operator where there is one, or where every organisation is served.
+    may_adopt: bool
 
     def may_administer(self, tenant_id: str) -> bool:
         """Return whether this administrator may see and change the mappings of a tenant."""
@@ -225,7 +228,11 @@ def administrator_from_claims(
     _check_role(claims, settings.admin_role)
     # The role counts in the tenant that granted it, which is the tenant of the token.
     is_operator = person.tenant_id == settings.operator_tenant_id
-    return Administrator(person, client_id, claims["iat"], is_operator)
+    is_for_operator = settings.operator_tenant_id is not None or settings.tenant_ids is None
+    return Administrator(
+        *(person, client_id, claims["iat"], is_operator),
+        may_adopt=is_operator or not is_for_operator,
+    )
 
 
 def _who(

@@ -14,6 +14,7 @@ from shared.mappings.ownership import claim
 from shared.mappings.table import State
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from datetime import datetime
 
     from shared.identifiers import Person
@@ -48,6 +49,7 @@ class Adoption:
         revoked_before: datetime | None = None,
         revoke_again: bool = False,
         restoring: bool = False,
+        is_known: Callable[[str], Awaitable[bool]] | None = None,
     ) -> bool:
         """Give a person an identity.
 
@@ -61,12 +63,15 @@ class Adoption:
             restoring: the identity was the person's before; so whoever was erased since, or had
                 their tokens revoked, does not get it back.
 
+            is_known: asks ACS whether it knows the identity. It is asked when nobody else can begin
+                to delete it any more.
+
         Returns:
             Whether the person has it only now; False if that was so before.
 
         Raises:
             ConflictError: the person has another identity; somebody else has this one; it is about
-                to be deleted; or it belongs to another ACS resource.
+                to be deleted; ACS does not know it; or it belongs to another ACS resource.
             BusyError: another request is creating or deleting the person's identity.
         """
         for _ in range(TRIES):
@@ -77,6 +82,8 @@ class Adoption:
                 continue
             _refuse_occupied(mapping, restoring=restoring)
             await self._claim(acs_id, person)
+            if is_known is not None and not await is_known(acs_id):
+                raise ConflictError("ACS does not know the identity")
             now = mapping.now
             marks = [mark for mark in (mapping.revoked_before, revoked_before) if mark]
             adopted = await self._mappings.change(

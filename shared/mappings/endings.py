@@ -91,9 +91,9 @@ class Endings:
         Raises:
             BusyError, StorageUnavailableError: it may not be stored; the caller has to repeat it.
         """
-        await self._ledger.add_unfinished(person)
         for _ in range(TRIES):
             mapping = await self._mappings.read(person)
+            await self._announce(mapping)
             marked: IdentityMapping | None = mapping
             if not _is_revoked(mapping, admit):
                 marked = await self._mark(mapping)
@@ -120,9 +120,9 @@ class Endings:
             BusyError, StorageUnavailableError: it may not be stored; the caller has to repeat it.
             RevokedTokenError: the caller's token has been revoked, and the identity not erased.
         """
-        await self._ledger.add_unfinished(person)
         for _ in range(TRIES):
             mapping = await self._mappings.read(person)
+            await self._announce(mapping)
             ended = mapping.state in {State.ABSENT, State.ERASED}
             begun = mapping.state is State.DELETING and mapping.revoked_before is not None
             if (ended or begun) and _is_revoked(mapping, admit):
@@ -246,6 +246,15 @@ class Endings:
             audit.record("identity_given_up", fields, level=logging.WARNING)
         return claimed is not None
 
+    async def _announce(self, mapping: IdentityMapping) -> None:
+        """Write into the ledger that a row is about to have something to finish.
+
+        Where there is no identity, one write ends it all: whoever revokes or erases people who were
+        never here keeps no timer busy.
+        """
+        if mapping.state not in {State.ABSENT, State.ERASED}:
+            await self._ledger.add_unfinished(mapping.person)
+
     async def _mark(self, mapping: IdentityMapping) -> IdentityMapping | None:
         """Store the mark; None if another writer was first."""
         mark = _mark_of(mapping)
@@ -256,9 +265,7 @@ class Endings:
                 )
             case State.CREATING:
                 # Whoever is creating it finds the row changed, and may not finish.
-                return await self._mappings.change(
-                    mapping, revoked_before=mark, lease_until=mapping.now
-                )
+                return await self._mappings.change(mapping, revoked_before=mark, lease_until=None)
             case State.DELETING:
                 return await self._mappings.change(mapping, revoked_before=mark)
         return await self._mappings.change(mapping, revoked_before=mark, revoke_again=True)

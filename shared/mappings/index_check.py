@@ -63,12 +63,12 @@ class IndexCheck:
         entries = array("Q")
         mended = 0
         recently = await self._mappings.server_time() - SETTLING
-        async for acs_id, person, written_on in self._ledger.owners():
+        async for acs_id, person, written_on, etag in self._ledger.owners():
             check_time()
             entries.append(_hash(acs_id, person))
             if _holds(rows, entries[-1]) or written_on is None or written_on > recently:
                 continue
-            mended += await _tried(self._remove(acs_id, person))
+            mended += await _tried(self._remove(acs_id, person, etag))
         entries = _sorted(entries)
         if any(not _holds(entries, each) for each in rows):
             mended += await self._add_missing(entries, check_time)
@@ -83,11 +83,12 @@ class IndexCheck:
                     added += await _tried(self._add(acs_id, person))
         return added
 
-    async def _remove(self, acs_id: str, person: Person) -> bool:
+    async def _remove(self, acs_id: str, person: Person, etag: str) -> bool:
         """Remove an entry, unless the row has come to name the identity meanwhile."""
         if await self._has(person, acs_id):
             return False
-        await self._ledger.forget_owner(acs_id, person)
+        # Only this version: whoever is about to write the row has written the entry again.
+        await self._ledger.forget_owner(acs_id, person, etag=etag)
         return True
 
     async def _add(self, acs_id: str, person: Person) -> bool:

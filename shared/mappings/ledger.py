@@ -197,20 +197,34 @@ class Ledger:
         """Write into the index whose an identity is that was made for this person."""
         await self._put(acs_id, OWNER, tenantId=person.tenant_id, objectId=person.object_id)
 
-    async def owners(self) -> AsyncIterator[tuple[str, Person, datetime | None]]:
-        """Yield the whole index: each identity, whose it is, and when that was written."""
+    async def owners(self) -> AsyncIterator[tuple[str, Person, datetime | None, str]]:
+        """Yield the whole index: each identity, whose it is, when that was written, the version."""
         # The character after ":" ends the range of the identities.
         condition = "PartitionKey ge '8:' and PartitionKey lt '8;'"
         async for page in pages_of(self._table, condition):
             for entity in page.entities:
                 person = _person(entity)
                 if person is not None:
-                    yield str(entity["PartitionKey"]), person, entity.metadata["timestamp"]
+                    version = entity.metadata
+                    yield (
+                        entity["PartitionKey"],
+                        person,
+                        version["timestamp"],
+                        version["etag"] or "",
+                    )
 
-    async def forget_owner(self, acs_id: str, person: Person | None) -> None:
-        """Take an identity out of the index, if it is a person's there, or anybody's for None."""
+    async def forget_owner(
+        self, acs_id: str, person: Person | None, *, etag: str | None = None
+    ) -> None:
+        """Take an identity out of the index.
+
+        Args:
+            acs_id: the identity.
+            person: whose it must be there; None: whoever's it is.
+            etag: the version that must be there; None: any.
+        """
         found = await self.ownership(acs_id)
-        if found is None or person not in {None, found.person}:
+        if found is None or person not in {None, found.person} or etag not in {None, found.etag}:
             return
         with suppress(ChangedError):
             await attempt(

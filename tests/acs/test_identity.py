@@ -616,8 +616,8 @@ class TestOwns:
         ("acs_id", "owned"),
         [
             (UNKNOWN_ID, True),
-            (UNKNOWN_ID.replace("ac5", "AC5"), True),
-            (UNKNOWN_ID.replace("acs", "gcch-acs"), True),
+            (UNKNOWN_ID.replace("ac5", "AC5"), False),
+            (UNKNOWN_ID.replace("acs", "gcch-acs"), False),
             (FOREIGN_ID, False),
             (f"8:acs:{UNKNOWN_ID[-36:]}_{UNKNOWN_ID[6:42]}", False),
             (f"{UNKNOWN_ID}/../x", False),

@@ -873,6 +873,35 @@ class TestAdministrators:
         assert administrator.may_administer(CONTOSO.tenant_id)
         assert not administrator.may_administer(FABRIKAM.tenant_id)
 
+    @pytest.mark.parametrize(
+        ("operator", "served", "may"),
+        [
+            pytest.param(None, "listed", True, id="no operator"),
+            pytest.param(None, "every", False, id="every organisation"),
+            pytest.param(FABRIKAM.tenant_id, "listed", False, id="another tenant operates"),
+            pytest.param(CONTOSO.tenant_id, "listed", True, id="operator"),
+            pytest.param(CONTOSO.tenant_id, "every", True, id="operator of every organisation"),
+        ],
+    )
+    async def test_may_adopt(
+        self,
+        keys: PublishedKeys,
+        issuer: TokenIssuer,
+        entra_settings: EntraSettings,
+        operator: str | None,
+        served: str,
+        may: bool,
+    ) -> None:
+        """Identities that nobody has are the operator's to give, unless a few tenants share it."""
+        tenant_ids = entra_settings.tenant_ids if served == "listed" else None
+        settings = replace(entra_settings, operator_tenant_id=operator, tenant_ids=tenant_ids)
+        validator = AccessTokenValidator(settings=settings, keys=keys)
+        token = issuer.issue_access_token(GRACE.user_name)
+
+        grace = await validator.validate_administrator(token, now=datetime.now(UTC))
+
+        assert may is grace.may_adopt
+
     async def test_operator(
         self, keys: PublishedKeys, issuer: TokenIssuer, entra_settings: EntraSettings
     ) -> None:

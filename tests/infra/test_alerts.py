@@ -88,7 +88,7 @@ class TestLogs:
         """Two runs in a row that their time ended ring; what else rings is of the last day."""
         query = (ROOT / "infra/queries/alert-prune-failed.kql").read_text()
         assert "last_day = TimeGenerated > ago(1d)" in query
-        assert 2 == query.count("countif(last_day and")
+        assert 3 == query.count("countif(last_day and")
         assert "iff(out_of_time >= 2 and finished == 0, out_of_time, 0)" in query
 
     def test_sweep(self) -> None:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -195,6 +197,45 @@ def test_placeholders() -> None:
         free = set(re.findall(r"\{(\w+)\}", AUDIT + query)) - {"app", "acs"}
         free -= {"package"} if name == "alert-package-written" else set()
         assert free <= (asked_for if name.startswith("question-") else set()), name
+
+
+def test_asked() -> None:
+    """The shell function of the operations page fills in each query that a page asks."""
+    pages = {path.name: path.read_text() for path in (ROOT / "docs").glob("*.md")}
+    ask = re.search(r"^ask\(\) \{.*?\}$", pages["operations.md"], re.MULTILINE | re.DOTALL)
+    asked = sorted(
+        {name for page in pages.values() for name in re.findall(r"ask\s([a-z]+-[a-z]+)", page)}
+    )
+    assert ask
+    assert {"question-person", "workbook-slow"} <= set(asked)
+    for name in asked:
+        script = f"az() {{ printf '%s\n' \"$@\"; }}\n{ask[0]}\nask {name} 8:acs:somebody P7D"
+        sent = subprocess.run(  # noqa: S603 - our own page
+            ["bash", "-c", script],  # noqa: S607 - whichever is on PATH
+            env={**os.environ, "AZURE_FUNCTION_NAME": "app", "ACS_RESOURCE_ID": "/subscriptions/x"},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert "let Audit" in sent
+        assert not re.search(r"\{\w+\}", sent), name
+        assert ("8:acs:somebody" in sent) == name.startswith("question-")
+
+
+def test_failing_requests() -> None:
+    """The alert on failures counts the requests of each route that decides something."""
+    app = ast.parse((ROOT / "function_app.py").read_text())
+    deciding = {
+        function.name
+        for function in ast.walk(app)
+        if isinstance(function, ast.AsyncFunctionDef)
+        for decorator in function.decorator_list
+        for call in calls(decorator, {"answers_problems"})
+        if any(word.arg == "event" for word in call.keywords)
+    }
+    assert {"token", "users_one_renew"} <= deciding
+    assert values_compared(QUERIES["alert-server-errors"], "Name") == deciding
 
 
 def test_names_of_bicep() -> None:

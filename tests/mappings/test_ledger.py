@@ -265,8 +265,8 @@ class TestIndex:
         await store.entries.upsert_entity({"PartitionKey": f"{ACS_ID}-x", "RowKey": "person"})
 
         found = await every(ledger.owners())
-        assert wanted == {acs_id: owner for acs_id, owner, _ in found}
-        assert all(written_on is not None for _, _, written_on in found)
+        assert wanted == {acs_id: owner for acs_id, owner, *_ in found}
+        assert all(written_on is not None for _, _, written_on, _ in found)
 
     async def test_owner_of_another(self, ledger: Ledger, person: Person) -> None:
         """An entry is removed for its own person alone."""

@@ -1,5 +1,10 @@
 """Runs random schedules on all cores, and prints what came of them.
 
+Each schedule is the service's own code in one to four processes, over a simulated network, Table
+Storage and ACS, in virtual time: requests and timers while calls are slow, lost, doubled or late
+and processes die; then a time without faults, in which everybody must be served and everything
+settle. A judge watches every write and every answer.
+
 python -m tests.simulation --schedules 100000 --seed 1
 python -m tests.simulation --seed 289 --schedules 1 --trace
 """

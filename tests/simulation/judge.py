@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shared.mappings.endings import MARK_LIFETIME
+from shared.mappings.table import partition_key
 from tests.simulation.acs import RESOURCE
 from tests.simulation.network import EPOCH, EPOCH_SECONDS
 
@@ -65,6 +66,7 @@ class Judge:
 
     network: Network
     acs: Acs = field(init=False)
+    ledger: dict[Key, Properties] = field(init=False)
     violations: list[str] = field(default_factory=list)
     handed_out: list[HandedOut] = field(default_factory=list)
     ended: list[Ended] = field(default_factory=list)
@@ -99,11 +101,15 @@ class Judge:
         if new_id and old_id != new_id:
             if self.in_use.setdefault(new_id, key) != key:
                 self.blame(f"shared: two active rows name {new_id}")
+            orphan = self.ledger.get(("orphan", new_id))
+            # A write that comes late may yet confirm what the ledger holds as unconfirmed.
+            if new_id in self.adopted and orphan and orphan["reason"] != "unconfirmed":
+                self.blame(f"brought along: {new_id} is about to be deleted")
             identity = self.acs.identities.get(new_id)
             if (
                 identity
                 and identity.deleted_at is not None
-                and new_id not in self.adoptable
+                and new_id not in self.adopted  # It was there when the administrator asked.
                 # A backup may hold people whom the prune timer has removed since.
                 and not self._is_pruned(new_id)
             ):
@@ -176,14 +182,14 @@ class Judge:
             self.blame(f"a token of another identity than {acs_id}")
         self.handed_out.append(given)
 
-    def on_end(self, ended: Ended, ledger: dict[Key, Properties]) -> None:
+    def on_end(self, ended: Ended) -> None:
         """Watch a caller be told that a revocation or an erasure is stored or done."""
         self.ended.append(ended)
         if ended.kind == "erase" and ended.is_done and ended.acs_id:
             identity = self.acs.identities.get(ended.acs_id)
             is_alive = identity is not None and identity.deleted_at is None
             # An earlier erasure may have given it up, and a token request moved it to the ledger.
-            if is_alive and ("orphan", ended.acs_id) not in ledger:
+            if is_alive and ("orphan", ended.acs_id) not in self.ledger:
                 self.blame(f"erased, but {ended.acs_id} is alive and not in the ledger")
 
     def on_error(self, operation: str, error: BaseException) -> None:
@@ -197,12 +203,12 @@ class Judge:
         self.condemned.clear()
         self.in_use = {row["acsId"]: key for key, row in rows.items() if row["state"] == "active"}
 
-    def judge(self, rows: dict[Key, Properties], ledger: dict[Key, Properties]) -> None:
+    def judge(self, rows: dict[Key, Properties]) -> None:
         """Look at what is left when everything has settled."""
         self._judge_tokens()
         named = self._judge_rows(rows)
         self._judge_identities(named)
-        self._judge_ledger(ledger, rows, named)
+        self._judge_ledger(rows, named)
 
     def _judge_tokens(self) -> None:
         for given in self.handed_out:
@@ -225,7 +231,11 @@ class Judge:
         identity = self.acs.tokens[given.token].identity
         if identity.deleted_at is not None or self.acs.is_live(given.token):
             return False
-        return all(begun < given.begun for person, begun in self.revoking if person == given.person)
+        person = given.person
+        mark = self.marks.get((partition_key(person), person.object_id))
+        if mark is not None and given.issued_at < mark.timestamp():
+            return False  # It was meant.
+        return all(begun < given.begun for who, begun in self.revoking if who == person)
 
     def _judge_rows(self, rows: dict[Key, Properties]) -> dict[str, Key]:
         named: dict[str, Key] = {}
@@ -241,7 +251,8 @@ class Judge:
                 self.blame(f"shared: two rows name {acs_id}")
             named[acs_id] = key
             identity = self.acs.identities.get(acs_id)
-            if identity and identity.deleted_at is not None and not identity.is_lost:
+            is_dead = identity and identity.deleted_at is not None and not identity.is_lost
+            if is_dead and acs_id not in self.adopted:
                 self.blame(f"dangling: the row names {acs_id}, which is deleted")
             left = {"leaseUntil", "revokeAgain"} & row.keys()
             if left:
@@ -253,6 +264,8 @@ class Judge:
         for acs_id, identity in self.acs.identities.items():
             if identity.deleted_at is not None or acs_id in named or identity.is_foreign:
                 continue
+            if acs_id in self.adopted:
+                continue  # An administrator took it from the one whose it was.
             if acs_id in self.used:
                 self.blame(f"leaked: {acs_id} had a token, and nothing names it")
             else:
@@ -261,9 +274,7 @@ class Judge:
         if unreferenced > self.network.faults:
             self.blame(f"{unreferenced} unreferenced after {self.network.faults} faults")
 
-    def _judge_ledger(
-        self, ledger: dict[Key, Properties], rows: dict[Key, Properties], named: dict[str, Key]
-    ) -> None:
+    def _judge_ledger(self, rows: dict[Key, Properties], named: dict[str, Key]) -> None:
         index = {}
         # What these people's rows wait for is not done by a timer.
         waiting = {
@@ -271,7 +282,7 @@ class Judge:
             for (partition, object_id), row in rows.items()
             if is_foreign(row.get("acsId", ""))
         }
-        for (partition, row_key), entity in ledger.items():
+        for (partition, row_key), entity in self.ledger.items():
             if is_foreign(partition + row_key):
                 continue
             if partition == "orphan":

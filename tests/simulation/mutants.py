@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from azure.data.tables import UpdateMode
 
 from shared.broker import Broker
-from shared.errors import ConflictError
-from shared.mappings import endings, identities
+from shared.errors import BusyError, ConflictError
+from shared.mappings import adoption, endings, identities
 from shared.mappings.adoption import Adoption
 from shared.mappings.endings import Endings
-from shared.mappings.identities import Identities, Step
+from shared.mappings.identities import Identities, Step, is_leased
 from shared.mappings.ledger import Ledger
 from shared.mappings.ownership import claim
 from shared.mappings.table import IdentityMapping, IdentityMappings, State
@@ -249,6 +249,14 @@ class OrphanTakenForFree(Adoption):
             raise ConflictError
 
 
+def refuse_active_only(mapping: IdentityMapping, **_: bool) -> None:
+    """Give an identity to anybody who has none, even to a person who was erased since."""
+    if mapping.state is State.ACTIVE:
+        raise ConflictError
+    if mapping.state is not State.ABSENT and is_leased(mapping, mapping.now, timedelta(minutes=5)):
+        raise BusyError
+
+
 @dataclass(frozen=True, slots=True)
 class Mutant:
     """A planted defect, and the schedules that bring it out soonest."""
@@ -317,10 +325,10 @@ MUTANTS = {
     ),
     "struck off too soon": Mutant(
         constants=((endings, "ANNOUNCED_FOR", -timedelta(hours=1)),),
-        operations=("revoke", "admin_erase", "sweep"),
+        operations=("admin_revoke", "sweep"),
         beginnings=("known",),
-        windows=(1.0,),
-        weather=Weather(slow_rate=0.5, slowest=1, slow_service="table"),
+        windows=(0.1,),
+        weather=Weather(slow_rate=0.7, slowest=1, slow_service="table"),
     ),
     "mark without resolution": Mutant(
         constants=((endings, "TABLE_RESOLUTION", -timedelta(seconds=1)),),
@@ -331,7 +339,16 @@ MUTANTS = {
     "orphan after the row": Mutant(
         Parts(identities=OrphanAfterRow), ("token", "admin_erase", "kill"), ("known", "deleting")
     ),
+    "erasure undone by a restore": Mutant(
+        constants=((adoption, "_refuse_occupied", refuse_active_only),),
+        operations=("token", "admin_erase", "restore"),
+        beginnings=("known",),
+    ),
     "orphan taken for free": Mutant(
-        Parts(adoption=OrphanTakenForFree), ("token", "adopt", "admin_erase", "sweep")
+        Parts(adoption=OrphanTakenForFree),
+        ("token", "adopt", "sweep"),
+        ("orphaned", "new"),
+        (5.0,),
+        Weather(slow_rate=0.5, slowest=3, slow_service="acs"),
     ),
 }

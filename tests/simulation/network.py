@@ -22,6 +22,8 @@ from azure.core.exceptions import (
     ServiceResponseError,
 )
 
+from tests.simulation.virtual_time import OWNER, Owner
+
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
@@ -69,12 +71,13 @@ class Weather:
     outages: list[Outage] = field(default_factory=list)
 
 
-class Machine:
+class Machine(Owner):
     """One process of the broker, as the network sees it: alive or dead, with its own clock."""
 
     __slots__ = ("dead", "loop", "name", "offset")
 
     def __init__(self, name: str, loop: VirtualLoop, offset: float) -> None:
+        super().__init__()
         self.name = name
         self.loop = loop
         self.offset = timedelta(seconds=offset)
@@ -98,6 +101,7 @@ class Network:
         self.faults = 0
         self.trace: list[str] | None = None
         self.is_calm = False
+        self.people = 0  # How many there are.
         self.on_death: Callable[[Machine], None] = lambda _: None
         self._rng = rng
         self._weather = weather
@@ -148,7 +152,7 @@ class Network:
         rng = self._rng
         drawn = rng.random()
         if self.is_calm:
-            loop.call_later(0.002 + 0.01 * drawn, self._arrive, call, 0.002 + 0.007 * drawn)
+            loop.happen_later(0.002 + 0.01 * drawn, self._arrive, call, 0.002 + 0.007 * drawn)
             return future
         weather = self._weather
         if weather.outages and self._is_out(service, call):
@@ -164,7 +168,7 @@ class Network:
             slow = weather.slowest * rng.random()
             request, answer = request + slow * share, answer + slow * (1 - share)
             self.faults += slow > GIVES_UP
-        loop.call_later(request, self._arrive, call, answer)
+        loop.happen_later(request, self._arrive, call, answer)
         return future
 
     def _is_out(self, service: str, call: Any) -> bool:
@@ -195,54 +199,72 @@ class Network:
                 pass
             case "request reset":
                 error: Exception = ServiceRequestError("the connection was reset")
-                loop.call_later(request, self._answer, call, error, None)
+                loop.happen_later(request, self._answer, call, error, None)
             case "answer lost":
-                loop.call_later(request, self._arrive, call, None)
+                loop.happen_later(request, self._arrive, call, None)
             case "answer reset":
-                loop.call_later(request, self._arrive, call, None)
+                loop.happen_later(request, self._arrive, call, None)
                 error = ServiceResponseError("the connection was reset")
-                loop.call_later(request + answer, self._answer, call, error, None)
+                loop.happen_later(request + answer, self._answer, call, error, None)
             case "doubled":
                 again = rng.random() ** 3 * LATEST
-                loop.call_later(request, self._arrive, call, answer)
-                loop.call_later(request + again, self._arrive, call, None)
+                loop.happen_later(request, self._arrive, call, answer)
+                loop.happen_later(request + again, self._arrive, call, None)
             case "refused":
                 error = _refusal(rng.choice(STATUSES))
-                loop.call_later(request, self._answer, call, error, self.stamp())
+                loop.happen_later(request, self._answer, call, error, self.stamp())
             case "failed after":
                 error = _refusal(rng.choice(STATUSES))
-                loop.call_later(request, self._arrive, call, None)
-                loop.call_later(request + answer, self._answer, call, error, self.stamp())
+                loop.happen_later(request, self._arrive, call, None)
+                loop.happen_later(request + answer, self._answer, call, error, self.stamp())
             case "applied late":
-                loop.call_later(rng.random() * LATEST, self._arrive, call, answer)
+                loop.happen_later(rng.random() * LATEST, self._arrive, call, answer)
             case "answered late":
-                loop.call_later(request, self._arrive, call, rng.random() ** 2 * LATEST)
+                loop.happen_later(request, self._arrive, call, rng.random() ** 2 * LATEST)
             case "crash before":
                 self.kill(machine)
             case "crash after":
-                loop.call_later(request + rng.random() ** 4 * LATEST, self._arrive, call, None)
+                loop.happen_later(request + rng.random() ** 4 * LATEST, self._arrive, call, None)
                 self.kill(machine)
 
     def kill(self, machine: Machine) -> None:
         """End a process at this moment."""
         if not machine.dead:
             machine.dead = True
+            self.faults += self.people  # Each may be in the middle of a creation.
             self.log(f"{machine.name}  xx killed") if self.trace is not None else None
             self.on_death(machine)
+
+    def stand_still(self, machine: Machine, seconds: float, *, is_frozen: bool) -> None:
+        """Let a process do nothing for a while; if it is frozen, its clock stands still as well."""
+        self.faults += self.people
+        self.log(f"{machine.name}  .. stands still for {seconds} s, frozen: {is_frozen}")
+
+        def thaw() -> None:
+            machine.lost += seconds * is_frozen
+
+        machine.still_until = self.loop.now + seconds
+        self.loop.happen_later(seconds, thaw)
 
     def _arrive(self, call: Any, answer: float | None) -> None:
         result = call[2](*call[3])
         if self.trace is not None:
             self.log(f"{call[0].name}  {_shown(call)} -> {_shown_result(result)}")
         if answer is not None:
-            self.loop.call_later(answer, self._answer, call, result, self.stamp())
+            self.loop.happen_later(answer, self._answer, call, result, self.stamp())
 
     def _answer(self, call: Any, result: Any, stamp: Any) -> None:
         machine, future, _, _, hook = call
         if future.done() or machine.dead:
             return
+        if machine.still_until > self.loop.now:
+            wait = machine.still_until - self.loop.now
+            self.loop.happen_later(wait, self._answer, call, result, stamp)
+            return
         if hook is not None and stamp is not None:
+            owner = OWNER.set(machine)
             hook(stamp)
+            OWNER.reset(owner)
         if isinstance(result, Exception):
             future.set_exception(result)
         else:

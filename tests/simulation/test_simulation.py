@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tests.emulated import Store
 
 SCHEDULES = 500
-FOUND_WITHIN = 3000
+FOUND_WITHIN = 5000
 
 
 @pytest.fixture(autouse=True)

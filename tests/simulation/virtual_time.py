@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from asyncio import events
 from collections import deque
+from contextvars import ContextVar
 from heapq import heappop, heappush
 from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -24,10 +25,29 @@ class DeadlockError(Exception):
     """The work has not ended, and nothing will ever happen again."""
 
 
+class Owner:
+    """A process: what it has begun waits while it stands still.
+
+    Attributes:
+        still_until: before then, none of its callbacks run.
+        lost: the seconds that its own clock has missed by standing still.
+    """
+
+    __slots__ = ("lost", "still_until")
+
+    def __init__(self) -> None:
+        self.still_until = 0.0
+        self.lost = 0.0
+
+
+# Whose work is being done; timers and `time()` are then by that process's own clock.
+OWNER: ContextVar[Owner | None] = ContextVar("owner", default=None)
+
+
 class _Handle:
     """A callback that has not run yet."""
 
-    __slots__ = ("args", "callback", "context")
+    __slots__ = ("args", "callback", "context", "lost", "owner")
 
     def __init__(
         self, callback: Callable[..., object], args: tuple[Any, ...], context: Context | None
@@ -35,6 +55,8 @@ class _Handle:
         self.callback: Callable[..., object] | None = callback
         self.args = args
         self.context = context
+        self.owner: Owner | None = None
+        self.lost = 0.0
 
     def cancel(self) -> None:
         self.callback = None
@@ -58,7 +80,8 @@ class VirtualLoop:
         self._numbers = count()
 
     def time(self) -> float:
-        return self.now
+        owner = OWNER.get()
+        return self.now if owner is None else self.now - owner.lost
 
     def get_debug(self) -> bool:
         return False
@@ -83,14 +106,22 @@ class VirtualLoop:
     def call_at(
         self, when: float, callback: Any, *args: Any, context: Context | None = None
     ) -> Any:
-        handle = _Handle(callback, args, context)
-        heappush(self._timers, (when, next(self._numbers), handle))
-        return handle
+        return self.call_later(when - self.time(), callback, *args, context=context)
 
     def call_later(
         self, delay: float, callback: Any, *args: Any, context: Context | None = None
     ) -> Any:
-        return self.call_at(self.now + delay, callback, *args, context=context)
+        handle = _Handle(callback, args, context)
+        owner = handle.owner = OWNER.get()
+        if owner is not None:
+            handle.lost = owner.lost
+        heappush(self._timers, (self.now + delay, next(self._numbers), handle))
+        return handle
+
+    def happen_later(self, delay: float, callback: Callable[..., object], *args: Any) -> None:
+        """Call something that does not depend on any process."""
+        handle = _Handle(callback, args, None)
+        heappush(self._timers, (self.now + delay, next(self._numbers), handle))
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """Do nothing: it is called for errors that nobody waited for, as after a timeout."""
@@ -119,4 +150,11 @@ class VirtualLoop:
             if not timers:
                 return
             self.now, _, handle = heappop(timers)
+            owner = handle.owner
+            if owner is not None and handle.callback is not None:
+                when = max(self.now + owner.lost - handle.lost, owner.still_until)
+                handle.lost = owner.lost
+                if when > self.now:
+                    heappush(timers, (when, next(self._numbers), handle))
+                    continue
             handle.run()

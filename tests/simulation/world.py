@@ -42,17 +42,6 @@ ACS_SETTINGS = AcsSettings("https://acs.test", None, ("chat", "voip"), LIFETIME,
 PRUNE_SETTINGS = PruneSettings(idle=IDLE, dry_run=False, max_share=1.0, max_deletes=5000)
 
 
-@dataclass(frozen=True, slots=True)
-class Operator:
-    """An administrator who may do everything."""
-
-    person: Person
-    client_id: str | None = None
-
-    def may_administer(self, _tenant_id: str) -> bool:
-        return True
-
-
 @dataclass(slots=True)
 class Parts:
     """Which classes a process is made of: the service's own, or mutants of them."""
@@ -136,6 +125,7 @@ class World:
         self.acs = self.judge.acs = acs.Server(self.network, self.judge.on_delete)
         self.rows = table_storage.Server(self.network, self.judge.on_row)
         self.ledger = table_storage.Server(self.network)
+        self.judge.ledger = self.ledger.rows
         self.processes: list[Process] = []
         self.people: list[Somebody] = []
         self.backup: Backup | None = None
@@ -177,6 +167,7 @@ class World:
         oid = f"{'abcd'[number]}{number}000000-0000-4000-8000-00000000000{number}"
         somebody = Somebody(Person(TENANT, oid), [self.now() - int(3000 * self.rng.random())])
         self.people.append(somebody)
+        self.network.people += 1
         if state is State.ABSENT:
             return somebody
         now = self.network.now()
@@ -224,6 +215,21 @@ class World:
         row = entity_from_mapping(mapping)
         self.rows.put({name: value for name, value in row.items() if value is not None})
         self.put_owner(somebody.person, mapping.acs_id)
+
+    def add_orphan(self, person: Person) -> None:
+        """Put an identity into the ledger that was a person's before, and must be deleted."""
+        acs_id = self.acs.add().acs_id
+        self.put_owner(person, acs_id)
+        self.ledger.put(
+            {
+                "PartitionKey": "orphan",
+                "RowKey": acs_id,
+                "reason": "erased_by_user",
+                "createdOn": self.network.now(),
+                "tenantId": person.tenant_id,
+                "objectId": person.object_id,
+            }
+        )
 
     def put_owner(self, person: Person, acs_id: str) -> None:
         """Write an entry of the index."""

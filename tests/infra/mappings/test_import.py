@@ -29,7 +29,7 @@ async def owned(store: Store) -> dict[str, str]:
     rows = await store.all_rows()
     found = {row["acsId"]: row["RowKey"] for row in rows if row["state"] == State.ACTIVE}
     assert len(found) == len(rows)
-    assert found == {acs_id: owner.object_id async for acs_id, owner, _ in store.ledger.owners()}
+    assert found == {acs_id: owner.object_id async for acs_id, owner, *_ in store.ledger.owners()}
     return found
 
 
@@ -190,7 +190,7 @@ async def test_dry_run(command: Command, store: Store, tmp_path: Path) -> None:
         5: "somebody else has this identity",
     } == finished.report
     assert before == await store.all_rows()
-    assert [acs_id(3)] == [acs_id async for acs_id, _, _ in store.ledger.owners()]
+    assert [acs_id(3)] == [acs_id async for acs_id, _, *_ in store.ledger.owners()]
 
 
 async def test_live_traffic(

@@ -105,7 +105,7 @@ class TestEmpty:
         assert (await lost.read(5)).revoke_again
         assert {acs_id(6): "erased"} == await lost.store.orphans()
         assert {somebody(2), somebody(5)} == set(await lost.store.unfinished())
-        owners = {owner: identity async for identity, owner, _ in lost.store.ledger.owners()}
+        owners = {owner: identity async for identity, owner, *_ in lost.store.ledger.owners()}
         assert {somebody(n): acs_id(n) for n in (1, 2, 5)} == owners
 
     async def test_again(self, lost: Lost) -> None:
@@ -152,6 +152,17 @@ class TestEmpty:
         assert "2 restored" in finished.out
         assert [somebody(2).object_id] == [row["RowKey"] for row in await lost.store.all_rows()]
         assert {acs_id(12): "erased"} == await lost.store.orphans()
+
+    async def test_unknown_person(self, lost: Lost) -> None:
+        """A person who is not in the file, as after a mistyped id, is an error."""
+        await lost.put(1)
+        await lost.lose()
+
+        finished = await lost.restore("--person", "/".join(somebody(2)))
+
+        assert 2 == finished.code
+        assert f"nothing about {'/'.join(somebody(2))}" in finished.err
+        assert [] == await lost.store.all_rows()
 
     async def test_bad_rows(self, lost: Lost) -> None:
         """What belongs to two people, or cannot be read, is refused; the rest is restored."""
