@@ -10,12 +10,11 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from shared.identifiers import Person
 from shared.leavers import has_returned
 from shared.mappings.endings import is_deletion_due, is_mark_needed
 from shared.mappings.identities import CLOCK_TOLERANCE, LONGEST_LEASE, is_leased
 from shared.mappings.index_check import IndexCheck
-from shared.mappings.table import State, readable_of
+from shared.mappings.table import State, person_of, readable_of
 from shared.runs import MAX_DURATION, SECONDS_PER_DELETE, BrakeError, Piece, Work, reported
 
 if TYPE_CHECKING:
@@ -286,8 +285,7 @@ def _add_to(search: Search, entities: Sequence[Mapping[str, Any]]) -> None:
     for entity in entities:
         used = entity.get("lastUsedOn")
         if entity.get("state") == State.ACTIVE and isinstance(used, datetime):
-            tenant_id = entity["PartitionKey"].partition("_")[0]
-            search.add(Person(tenant_id, entity["RowKey"]), last_used_on=used)
+            search.add(person_of(entity), last_used_on=used)
 
 
 def _is_interrupted(mapping: IdentityMapping, now: datetime) -> bool:

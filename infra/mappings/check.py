@@ -6,9 +6,9 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from infra.mappings.files import read
-from infra.mappings.fingerprints import Fingerprints
 from infra.mappings.people import BadRow, OrphanRow, Row
 from shared.identifiers import resource_of
+from shared.mappings.fingerprints import Fingerprints
 from shared.mappings.table import State
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from azure.core.exceptions import AzureError
 
-from infra.mappings.fingerprints import Fingerprints
 from shared.errors import BusyError, ConflictError, StorageUnavailableError
 from shared.mappings.attempts import PAGE_SIZE
+from shared.mappings.fingerprints import Fingerprints
 from shared.mappings.table import State, person_of
 
 if TYPE_CHECKING:

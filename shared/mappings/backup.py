@@ -16,7 +16,6 @@ import secrets
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
@@ -26,19 +25,21 @@ from shared import audit
 from shared.errors import StorageUnavailableError
 from shared.mappings.backup_file import BackupWriter
 from shared.mappings.inspection import Inspection, SharedIds
+from shared.runs import MAX_DURATION
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
     from azure.core.pipeline import PipelineResponse
     from azure.data.tables import TableEntity
     from azure.data.tables.aio import TableClient
     from azure.storage.blob.aio import ContainerClient
 
+    from shared.mappings.fingerprints import Fingerprints
+
 PAGE_SIZE = 1000
 PAGE_SECONDS = 100  # A few attempts, each of which may take as long as a page may take.
-MAX_DURATION = timedelta(minutes=25)  # host.json ends a run after 30 minutes.
 NAMING_SECONDS = 120
 
 
@@ -166,7 +167,7 @@ class Backup:
             raise _failure("the container of backups", exc) from exc
         return properties.metadata.get("run")
 
-    async def _name(self, shared_ids: set[int]) -> None:
+    async def _name(self, shared_ids: Fingerprints) -> None:
         """Write audit lines that say who shares an ACS identity with somebody else."""
         shared = SharedIds(shared_ids)
         columns = ["PartitionKey", "RowKey", "acsId"]

@@ -7,15 +7,13 @@ read again before anything is changed: the row is the truth.
 
 from __future__ import annotations
 
-from array import array
-from bisect import bisect_left
 from contextlib import suppress
 from datetime import timedelta
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from shared.errors import StorageUnavailableError
 from shared.identifiers import ACS_ID
+from shared.mappings.fingerprints import Fingerprints
 from shared.mappings.ownership import claim, report_shared
 from shared.mappings.table import State, person_of
 
@@ -41,12 +39,13 @@ class IndexCheck:
     def __init__(self, *, mappings: IdentityMappings, ledger: Ledger) -> None:
         self._mappings = mappings
         self._ledger = ledger
-        self._rows = array("Q")
+        self._rows = Fingerprints()
         self.is_complete = False
 
     def add(self, entities: Iterable[Mapping[str, Any]]) -> None:
         """Take note of rows."""
-        self._rows.extend(_hash(*pair) for pair in map(_pair, entities) if pair)
+        for acs_id, person in filter(None, map(_pair, entities)):
+            self._rows.add(acs_id, *person)
 
     async def mend(self, check_time: Callable[[], None] = lambda: None) -> int:
         """Compare, mend what differs, and return how many entries that were.
@@ -59,27 +58,26 @@ class IndexCheck:
         """
         if not self.is_complete:
             return 0
-        rows = _sorted(self._rows)
-        entries = array("Q")
+        entries = Fingerprints()
         mended = 0
         recently = await self._mappings.server_time() - SETTLING
         async for acs_id, person, written_on, etag in self._ledger.owners():
             check_time()
-            entries.append(_hash(acs_id, person))
-            if _holds(rows, entries[-1]) or written_on is None or written_on > recently:
+            entries.add(acs_id, *person)
+            is_known = (acs_id, *person) in self._rows
+            if is_known or written_on is None or written_on > recently:
                 continue
             mended += await _tried(self._remove(acs_id, person, etag))
-        entries = _sorted(entries)
-        if any(not _holds(entries, each) for each in rows):
+        if not self._rows.issubset(entries):
             mended += await self._add_missing(entries, check_time)
         return mended
 
-    async def _add_missing(self, entries: array[int], check_time: Callable[[], None]) -> int:
+    async def _add_missing(self, entries: Fingerprints, check_time: Callable[[], None]) -> int:
         added = 0
         async for page in self._mappings.uses():
             for acs_id, person in filter(None, map(_pair, page.entities)):
                 check_time()
-                if not _holds(entries, _hash(acs_id, person)):
+                if (acs_id, *person) not in entries:
                     added += await _tried(self._add(acs_id, person))
         return added
 
@@ -119,17 +117,3 @@ def _pair(entity: Mapping[str, Any]) -> tuple[str, Person] | None:
     if not isinstance(acs_id, str) or not ACS_ID.fullmatch(acs_id):
         return None
     return acs_id, person_of(entity)
-
-
-def _hash(acs_id: str, person: Person) -> int:
-    digest = blake2b("\n".join((acs_id, *person)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest)
-
-
-def _sorted(values: array[int]) -> array[int]:
-    return array("Q", sorted(values))
-
-
-def _holds(values: array[int], value: int) -> bool:
-    position = bisect_left(values, value)
-    return position < len(values) and values[position] == value

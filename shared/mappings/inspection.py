@@ -3,38 +3,42 @@
 from __future__ import annotations
 
 import logging
-from array import array
-from datetime import datetime, timedelta
-from hashlib import blake2b
-from itertools import pairwise
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from shared import audit
 from shared.errors import StorageUnavailableError
-from shared.mappings.table import DATES, mapping_from_entity
+from shared.mappings.endings import LONGEST_RETRY
+from shared.mappings.fingerprints import Fingerprints
+from shared.mappings.identities import CLOCK_TOLERANCE
+from shared.mappings.ownership import report_shared
+from shared.mappings.table import (
+    DATES,
+    UnreadableRow,
+    mapping_from_entity,
+    person_of,
+    report,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from azure.data.tables import TableEntity
 
 MAX_LINES = 20  # For each kind of finding; the report has the number of all.
-CLOCK_TOLERANCE = timedelta(minutes=5)
-LEASE_TOLERANCE = timedelta(days=1) + CLOCK_TOLERANCE  # A deletion that failed waits for so long.
-DIGEST_BYTES = 8  # Two of a million ids have the same digest once in 40 million backups.
+LEASE_TOLERANCE = LONGEST_RETRY + CLOCK_TOLERANCE  # A deletion that failed waits for so long.
 
 
 class Inspection:
     """Counts what it finds, and writes an audit line about each of the first rows.
 
-    Its memory grows by eight bytes a row, for the digests of the ids.
+    Its memory grows by eight bytes a row, for the ids.
     """
 
     def __init__(self) -> None:
         self.damaged = 0
         self.future_dates = 0
-        # By their first byte, so that not all of them are sorted at once.
-        self._digests = [array("Q") for _ in range(256)]
+        self._ids = Fingerprints()
 
     def look_at(self, entity: TableEntity, now: datetime) -> None:
         """Look at one row.
@@ -45,54 +49,44 @@ class Inspection:
         """
         acs_id = entity.get("acsId")
         if isinstance(acs_id, str) and acs_id:
-            digest = _digest(acs_id)
-            self._digests[digest >> 56].append(digest)
+            self._ids.add(acs_id)
         try:
             mapping_from_entity(entity)
         except StorageUnavailableError as error:
             self.damaged += 1
             if self.damaged <= MAX_LINES:
-                fields = _whose(entity) | {"reason": str(error)}
-                audit.record("mapping_unreadable", fields, level=logging.ERROR)
+                report(UnreadableRow(person_of(entity), str(error)))
             return
         late = list(_future_dates(entity, now))
         if late:
             self.future_dates += 1
             if self.future_dates <= MAX_LINES:
-                fields = _whose(entity) | {"reason": ", ".join(late)}
+                fields = person_of(entity)._asdict() | {"reason": ", ".join(late)}
                 audit.record("mapping_in_future", fields, level=logging.ERROR)
 
-    def shared_ids(self) -> set[int]:
-        """Return the digests of the ids that more than one row has."""
-        found: set[int] = set()
-        for digests in self._digests:
-            found.update(one for one, next_one in pairwise(sorted(digests)) if one == next_one)
-        return found
+    def shared_ids(self) -> Fingerprints:
+        """Return the ids that more than one row has."""
+        return self._ids.repeated()
 
 
 class SharedIds:
     """Finds the rows with the ids that more than one row has, in a second pass."""
 
-    def __init__(self, digests: Iterable[int]) -> None:
-        self._digests = frozenset(sorted(digests)[:MAX_LINES])
+    def __init__(self, ids: Fingerprints) -> None:
+        self._ids = ids.some(MAX_LINES)
         self._found: list[TableEntity] = []
 
     def look_at(self, entity: TableEntity) -> None:
         """Look at one row, of which the keys and `acsId` suffice."""
         acs_id = entity.get("acsId")
         has_room = len(self._found) < MAX_LINES * 2
-        if isinstance(acs_id, str) and has_room and _digest(acs_id) in self._digests:
+        if isinstance(acs_id, str) and has_room and (acs_id,) in self._ids:
             self._found.append(entity)
 
     def report(self) -> None:
         """Write an audit line about each row."""
         for entity in sorted(self._found, key=lambda each: str(each["acsId"]))[:MAX_LINES]:
-            fields = _whose(entity) | {"acs_id": entity["acsId"]}
-            audit.record("identity_shared", fields, level=logging.ERROR)
-
-
-def _digest(acs_id: str) -> int:
-    return int.from_bytes(blake2b(acs_id.encode(), digest_size=DIGEST_BYTES).digest())
+            report_shared(entity["acsId"], person_of(entity))
 
 
 def _future_dates(entity: TableEntity, now: datetime) -> Iterator[str]:
@@ -101,10 +95,3 @@ def _future_dates(entity: TableEntity, now: datetime) -> Iterator[str]:
         tolerance = LEASE_TOLERANCE if name == "leaseUntil" else CLOCK_TOLERANCE
         if isinstance(date, datetime) and date > now + tolerance:
             yield f"{name} is {date.isoformat()}"
-
-
-def _whose(entity: TableEntity) -> dict[str, audit.Field]:
-    return {
-        "tenant_id": str(entity.get("PartitionKey", "")).partition("_")[0],
-        "object_id": entity.get("RowKey"),
-    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from hashlib import blake2b
-from itertools import pairwise
+from itertools import chain, islice, pairwise
 
 
 class Fingerprints:
@@ -26,13 +26,22 @@ class Fingerprints:
         self._sorted = False
 
     def __contains__(self, parts: tuple[str, ...]) -> bool:
-        if not self._sorted:
-            self._buckets = [array("Q", sorted(bucket)) for bucket in self._buckets]
-            self._sorted = True
-        value = _hash(parts)
-        bucket = self._buckets[value >> 56]
-        position = bisect_left(bucket, value)
-        return position < len(bucket) and bucket[position] == value
+        return self._holds(_hash(parts))
+
+    def __len__(self) -> int:
+        return sum(map(len, self._buckets))
+
+    def issubset(self, other: Fingerprints) -> bool:
+        """Return whether another set has all of these texts."""
+        return all(other._holds(value) for bucket in self._buckets for value in bucket)
+
+    def some(self, count: int) -> Fingerprints:
+        """Return a set of so many of them at most, always the same."""
+        found = Fingerprints()
+        self._sort()
+        for value in islice(chain.from_iterable(self._buckets), count):
+            found._buckets[value >> 56].append(value)
+        return found
 
     def repeated(self) -> Fingerprints:
         """Return those that were added more than once."""
@@ -42,6 +51,17 @@ class Fingerprints:
                 sorted({one for one, following in pairwise(sorted(values)) if one == following})
             )
         return found
+
+    def _sort(self) -> None:
+        if not self._sorted:
+            self._buckets = [array("Q", sorted(bucket)) for bucket in self._buckets]
+            self._sorted = True
+
+    def _holds(self, value: int) -> bool:
+        self._sort()
+        bucket = self._buckets[value >> 56]
+        position = bisect_left(bucket, value)
+        return position < len(bucket) and bucket[position] == value
 
 
 def _hash(parts: tuple[str, ...]) -> int:
