@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import azure.functions as func
 
-from shared.broker import REVOKED_WITHIN, user_json
+from shared.broker import user_json
 from shared.http import (
+    REVOKED_WITHIN,
     TokenRequest,
     UsersQuery,
     adopted_identity,

@@ -9,12 +9,13 @@ import math
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
 from shared import audit
 from shared.acs.identity import AcsToken
+from shared.clock import utc_now
 from shared.errors import (
     BrokerError,
     IdentityGoneError,
@@ -30,6 +31,7 @@ from shared.single_flight import SingleFlight
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from datetime import datetime
 
     from shared.acs.identity import AcsIdentity
     from shared.entra.access_tokens import AccessTokenValidator, Administrator, Caller
@@ -45,17 +47,9 @@ if TYPE_CHECKING:
 
 MAX_REMEMBERED = 50_000
 READY_SECONDS = 10
-# ACS may take 15 minutes until it refuses a token that was revoked, and nobody can hurry it:
-# https://learn.microsoft.com/azure/communication-services/concepts/authentication
-REVOKED_WITHIN = {"Revoked-Within": "900"}
 # For so long after a mark, a token is issued only after the row was read: one that was issued
 # beside it might have been caught by the second revocation.
 RECENTLY = timedelta(minutes=10)
-
-
-def utc_now() -> datetime:
-    """Return the current time, in UTC."""
-    return datetime.now(UTC)
 
 
 @dataclass(frozen=True, slots=True)

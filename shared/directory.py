@@ -7,7 +7,8 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from shared import audit
-from shared.broker import user_json, utc_now
+from shared.broker import user_json
+from shared.clock import utc_now
 from shared.errors import (
     AdminRequiredError,
     BusyError,

@@ -57,6 +57,10 @@ COMMON_HEADERS = {
     "Access-Control-Expose-Headers": "WWW-Authenticate, Retry-After, Revoked-Within",
 }
 
+# ACS may take 15 minutes until it refuses a token that was revoked, and nobody can hurry it:
+# https://learn.microsoft.com/azure/communication-services/concepts/authentication
+REVOKED_WITHIN = {"Revoked-Within": "900"}
+
 logger = logging.getLogger("broker.http")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 # Table Storage encodes the keys in its tokens, as in `1!8!U21pdGg-`; Azurite in plain base64.

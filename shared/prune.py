@@ -6,10 +6,11 @@ import json
 import random
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from shared.clock import utc_now
 from shared.leavers import has_returned
 from shared.mappings.endings import is_deletion_due, is_mark_needed
 from shared.mappings.identities import CLOCK_TOLERANCE, LONGEST_LEASE, is_leased
@@ -31,11 +32,6 @@ ABANDONED_AFTER = timedelta(minutes=10)
 MAX_CLOCK_OFFSET = timedelta(minutes=5)
 PROGRESS = "prune"
 PROGRESS_LASTS = timedelta(days=3)
-
-
-def utc_now() -> datetime:
-    """Return the current time of this machine, in UTC."""
-    return datetime.now(UTC)
 
 
 @dataclass(slots=True)

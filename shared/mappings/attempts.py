@@ -14,12 +14,13 @@ from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from azure.core import MatchConditions
 from azure.core.exceptions import (
     ResourceExistsError,
     ResourceModifiedError,
     ResourceNotFoundError,
 )
-from azure.data.tables import TableErrorCode
+from azure.data.tables import TableErrorCode, UpdateMode
 
 from shared import audit
 from shared.errors import StorageUnavailableError
@@ -122,6 +123,50 @@ async def attempt(
                 raise StorageUnavailableError(f"{type(exc).__name__} {_code(exc)}") from exc
         await asyncio.sleep(random.uniform(0, BACKOFF_SECONDS * 2**number))  # noqa: S311 - jitter
     raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+async def write(
+    table: TableClient,
+    entity: dict[str, Any],
+    *,
+    etag: str | None,
+    attempts: int = WRITE_ATTEMPTS,
+) -> Mapping[str, Any]:
+    """Replace a version of an entity, or add the entity for None; return what the SDK returns.
+
+    Raises:
+        ChangedError, AbsentError: another writer was first, or our own first attempt.
+        StorageUnavailableError: as `attempt` does.
+    """
+
+    def call() -> Awaitable[Mapping[str, Any]]:
+        if etag is None:
+            return table.create_entity(entity)
+        return table.update_entity(
+            entity,
+            mode=UpdateMode.REPLACE,
+            etag=etag,
+            match_condition=MatchConditions.IfNotModified,
+        )
+
+    return await attempt(call, attempts)
+
+
+async def remove(table: TableClient, partition: str, row: str, *, etag: str) -> bool:
+    """Remove a version of an entity; False if another writer has changed it.
+
+    What is gone already counts as removed: the SDK swallows that answer.
+    """
+    try:
+        await attempt(
+            lambda: table.delete_entity(
+                partition, row, etag=etag, match_condition=MatchConditions.IfNotModified
+            ),
+            WRITE_ATTEMPTS,
+        )
+    except ChangedError:
+        return False
+    return True
 
 
 def _code(exc: Exception) -> str | None:

@@ -285,16 +285,13 @@ class Endings:
     async def _claim_for_erasure(
         self, mapping: IdentityMapping, reason: str
     ) -> IdentityMapping | None:
-        mark = _mark_of(mapping)
         if mapping.state in {State.ABSENT, State.ERASED}:
-            return await self._mappings.change(
-                mapping, state=State.ERASED, revoked_before=mark, last_used_on=mapping.now
-            )
+            return await self._mark(mapping)
         return await self._mappings.change(
             mapping,
             state=State.DELETING,
             reason=FOREIGN if mapping.reason == FOREIGN else reason,
-            revoked_before=mark,
+            revoked_before=_mark_of(mapping),
             revoke_again=False,
             lease_until=mapping.now + LEASE,
         )

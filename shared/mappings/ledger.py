@@ -18,7 +18,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from azure.core import MatchConditions
 from azure.data.tables import UpdateMode
 
 from shared.identifiers import Person
@@ -29,10 +28,12 @@ from shared.mappings.attempts import (
     ChangedError,
     attempt,
     pages_of,
+    remove,
+    write,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Mapping
+    from collections.abc import AsyncIterator, Mapping
     from datetime import date, datetime
 
     from azure.data.tables import TableEntity
@@ -130,16 +131,8 @@ class Ledger:
 
     async def remove_unfinished(self, unfinished: Unfinished) -> None:
         """Strike off a person, unless another one has begun since the entry was read."""
-        with suppress(ChangedError):
-            await attempt(
-                lambda: self._table.delete_entity(
-                    UNFINISHED,
-                    "_".join(unfinished.person),
-                    etag=unfinished.etag,
-                    match_condition=MatchConditions.IfNotModified,
-                ),
-                WRITE_ATTEMPTS,
-            )
+        row = "_".join(unfinished.person)
+        await remove(self._table, UNFINISHED, row, etag=unfinished.etag)
 
     async def unfinished(self) -> AsyncIterator[Unfinished]:
         """Yield the people whose erasure or revocation is not complete."""
@@ -177,20 +170,9 @@ class Ledger:
             "tenantId": person.tenant_id,
             "objectId": person.object_id,
         }
-
-        def write() -> Awaitable[Mapping[str, Any]]:
-            if instead_of is None:
-                return self._table.create_entity(entity)
-            return self._table.update_entity(
-                entity,
-                mode=UpdateMode.REPLACE,
-                etag=instead_of.etag,
-                match_condition=MatchConditions.IfNotModified,
-            )
-
         # The index decides: the other writer may be our own first attempt, whose answer was lost.
         with suppress(ChangedError, AbsentError):
-            await attempt(write, WRITE_ATTEMPTS)
+            await write(self._table, entity, etag=instead_of.etag if instead_of else None)
         return await self.owner(acs_id) == person
 
     async def index(self, acs_id: str, person: Person) -> None:
@@ -226,16 +208,7 @@ class Ledger:
         found = await self.ownership(acs_id)
         if found is None or person not in {None, found.person} or etag not in {None, found.etag}:
             return
-        with suppress(ChangedError):
-            await attempt(
-                lambda: self._table.delete_entity(
-                    acs_id,
-                    OWNER,
-                    etag=found.etag,
-                    match_condition=MatchConditions.IfNotModified,
-                ),
-                WRITE_ATTEMPTS,
-            )
+        await remove(self._table, acs_id, OWNER, etag=found.etag)
 
     async def take(self, name: str, *, day: date, limit: int) -> bool:
         """Count one use of something that is limited a day; False if that is not possible.
@@ -247,20 +220,9 @@ class Ledger:
         if used >= limit:
             return False
         entity = {"PartitionKey": RUNS, "RowKey": name, "day": str(day), "used": used + 1}
+        etag = found.metadata["etag"] if found else None
         try:
-            if found is None:
-                await attempt(lambda: self._table.create_entity(entity), 1)
-            else:
-                etag = found.metadata["etag"]
-                await attempt(
-                    lambda: self._table.update_entity(
-                        entity,
-                        mode=UpdateMode.REPLACE,
-                        etag=etag,
-                        match_condition=MatchConditions.IfNotModified,
-                    ),
-                    1,
-                )
+            await write(self._table, entity, etag=etag, attempts=1)
         except (ChangedError, AbsentError):
             return False
         return True

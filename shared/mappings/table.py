@@ -15,24 +15,22 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from azure.core import MatchConditions
-from azure.data.tables import UpdateMode
-
 from shared import audit
 from shared.errors import StorageUnavailableError
 from shared.identifiers import ACS_ID, Person
 from shared.mappings.attempts import (
     READ_ATTEMPTS,
-    WRITE_ATTEMPTS,
     AbsentError,
     ChangedError,
     TimeKeeper,
     attempt,
     pages_of,
+    remove,
+    write,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Mapping
+    from collections.abc import AsyncIterator, Mapping
 
     from azure.data.tables import TableEntity
     from azure.data.tables.aio import TableClient
@@ -127,20 +125,9 @@ class IdentityMappings:
     async def change(self, mapping: IdentityMapping, **changes: Any) -> IdentityMapping | None:  # noqa: ANN401 - fields of IdentityMapping
         """Change a mapping, or add an absent one; None if another writer was first."""
         mine = replace(mapping, **changes, attempt=secrets.token_hex(8))
-        entity = entity_from_mapping(mine)
-
-        def write() -> Awaitable[Mapping[str, Any]]:
-            if mapping.state is State.ABSENT:
-                return self._table.create_entity(entity)
-            return self._table.update_entity(
-                entity,
-                mode=UpdateMode.REPLACE,
-                etag=mapping.etag,
-                match_condition=MatchConditions.IfNotModified,
-            )
-
+        etag = None if mapping.state is State.ABSENT else mapping.etag
         try:
-            written = await attempt(write, WRITE_ATTEMPTS)
+            written = await write(self._table, entity_from_mapping(mine), etag=etag)
         except StorageUnavailableError as exc:
             # The row decides: the error may be the answer to our second attempt, after the first
             # one succeeded.
@@ -154,19 +141,8 @@ class IdentityMappings:
 
     async def remove(self, mapping: IdentityMapping) -> bool:
         """Remove a mapping; False if another writer has changed it since it was read."""
-        try:
-            await attempt(
-                lambda: self._table.delete_entity(
-                    partition_key(mapping.person),
-                    mapping.person.object_id,
-                    etag=mapping.etag,
-                    match_condition=MatchConditions.IfNotModified,
-                ),
-                WRITE_ATTEMPTS,
-            )
-        except ChangedError:
-            return False
-        return True
+        person = mapping.person
+        return await remove(self._table, partition_key(person), person.object_id, etag=mapping.etag)
 
     async def server_time(self) -> datetime:
         """Return the time on Table Storage's clock."""
