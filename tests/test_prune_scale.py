@@ -1,8 +1,7 @@
 """The daily timer with many rows: memory, pace, and going on after being killed.
 
 `MAPPINGS_ROWS=100000 .venv/bin/python -m pytest tests/test_prune_scale.py -s` measures it with as
-many rows as that, and prints what it finds; it takes some minutes. With more than
-10,000, the index is left out.
+many rows as that, and prints what it finds.
 """
 
 from __future__ import annotations
@@ -21,10 +20,7 @@ from typing import TYPE_CHECKING, Any
 from local.acs.emulator import RESOURCE_ID, Identity
 from local.entra.directory import CONTOSO
 from shared.identifiers import Person
-from shared.mappings.attempts import pages_of
-from shared.mappings.ledger import OWNER
 from shared.mappings.table import State
-from shared.prune import PROGRESS
 from tests.emulated import mapping_of
 
 if TYPE_CHECKING:
@@ -46,8 +42,6 @@ MAX_GROWTH = 20 * 2**20
 # https://learn.microsoft.com/azure/communication-services/concepts/service-limits#identity
 MAX_DELETES_PER_SECOND = 500 / 30
 AT_ONCE = 20
-# Azurite takes an hour for 100,000 entries, each of which is a partition of its own.
-MAX_INDEXED = 10_000
 
 # What the function does, in a process of its own, which says how much memory it took. Linux counts
 # in `ru_maxrss` what the parent had when it started the process, but not in `VmHWM`.
@@ -121,14 +115,12 @@ def people(rows: int, now: datetime, acs: AcsEmulator) -> list[IdentityMapping]:
 
 
 async def fill(store: Store, mappings: list[IdentityMapping]) -> None:
-    """Store mappings and, unless that takes too long, their index."""
+    """Store mappings, and their index."""
     await store.put_all(mappings)
-    if len(mappings) > MAX_INDEXED:
-        return
     entries = [
         {
             "PartitionKey": each.acs_id,
-            "RowKey": OWNER,
+            "RowKey": each.acs_id,
             "tenantId": each.person.tenant_id,
             "objectId": each.person.object_id,
         }
@@ -137,19 +129,6 @@ async def fill(store: Store, mappings: list[IdentityMapping]) -> None:
     for start in range(0, len(entries), AT_ONCE):
         some = entries[start : start + AT_ONCE]
         await asyncio.gather(*(store.entries.create_entity(each) for each in some))
-
-
-async def leave_out_the_index(store: Store, now: datetime) -> None:
-    """Let the next run go on after the first row: then it does not compare the index."""
-    first = await anext(pages_of(store.rows, "", size=1))
-    await store.ledger.remember(
-        PROGRESS,
-        counted=False,
-        position=json.dumps(first.following),
-        rows=1,
-        idle=sum(each["lastUsedOn"] < now - timedelta(days=90) for each in first.entities),
-        startedOn=now,
-    )
 
 
 async def empty(store: Store) -> None:
@@ -179,8 +158,6 @@ async def test_scale(
     await empty(store)
     await fill(store, people(ROWS, clock.now, acs))
     before = len(acs.deleted)
-    if ROWS > MAX_INDEXED:
-        await leave_out_the_index(store, clock.now)
     await killed(env, acs, before + IDLE // 2)
     halfway = len(acs.deleted)
     found["resumed"] = await asyncio.to_thread(measure, env)
@@ -189,8 +166,6 @@ async def test_scale(
     claimed = [row for row in await store.all_rows() if row["state"] == State.DELETING]
     for row in claimed:
         await store.rows.update_entity(row | {"leaseUntil": clock.now - timedelta(minutes=1)})
-    if ROWS > MAX_INDEXED:
-        await leave_out_the_index(store, clock.now)
     found["whole"] = await asyncio.to_thread(measure, env)
     with capsys.disabled():
         for name, each in found.items():
@@ -211,5 +186,5 @@ async def test_scale(
     left = {row["acsId"]: row["RowKey"] for row in await store.all_rows()}
     assert ROWS - IDLE == len(left)
     owners = {acs_id: owner.object_id async for acs_id, owner, *_ in store.ledger.owners()}
-    assert left == owners or ROWS > MAX_INDEXED
+    assert left == owners
     assert set(left) <= set(acs.identities)

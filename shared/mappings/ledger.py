@@ -6,7 +6,7 @@ It is a table of its own, so that it can be read without reading everybody's row
 |---|---|---|
 | `orphan` | an ACS identity | it must be deleted, and no row says so any more |
 | `unfinished` | a person | their erasure or revocation must not wait for their next request |
-| an ACS identity | `person` | whose it is: the index for looking people up |
+| an ACS identity | the same | whose it is: the index for looking people up |
 | `run` | a name | what a timer or a brake remembers from one run to the next |
 
 The row of a person is the truth. Whatever the ledger says about one is checked against it.
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from azure.data.tables.aio import TableClient
 
 ORPHANS, UNFINISHED, RUNS = "orphan", "unfinished", "run"
-OWNER = "person"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +148,7 @@ class Ledger:
 
     async def ownership(self, acs_id: str) -> Ownership | None:
         """Return an ACS identity's entry in the index."""
-        entity = await self._get(acs_id, OWNER)
+        entity = await self._get(acs_id, acs_id)
         person = _person(entity) if entity else None
         if entity is None or person is None:
             return None
@@ -166,7 +165,7 @@ class Ledger:
         """
         entity = {
             "PartitionKey": acs_id,
-            "RowKey": OWNER,
+            "RowKey": acs_id,
             "tenantId": person.tenant_id,
             "objectId": person.object_id,
         }
@@ -177,7 +176,7 @@ class Ledger:
 
     async def index(self, acs_id: str, person: Person) -> None:
         """Write into the index whose an identity is that was made for this person."""
-        await self._put(acs_id, OWNER, tenantId=person.tenant_id, objectId=person.object_id)
+        await self._put(acs_id, acs_id, tenantId=person.tenant_id, objectId=person.object_id)
 
     async def owners(self) -> AsyncIterator[tuple[str, Person, datetime | None, str]]:
         """Yield the whole index: each identity, whose it is, when that was written, the version."""
@@ -208,7 +207,7 @@ class Ledger:
         found = await self.ownership(acs_id)
         if found is None or person not in {None, found.person} or etag not in {None, found.etag}:
             return
-        await remove(self._table, acs_id, OWNER, etag=found.etag)
+        await remove(self._table, acs_id, acs_id, etag=found.etag)
 
     async def take(self, name: str, *, day: date, limit: int) -> bool:
         """Count one use of something that is limited a day; False if that is not possible.

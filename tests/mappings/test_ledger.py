@@ -262,7 +262,7 @@ class TestIndex:
         await ledger.add_orphan(f"{ACS_ID}-orphan", person=person, reason="", now=datetime.now(UTC))
         await ledger.add_unfinished(person)
         await ledger.remember("prune", rows=1)
-        await store.entries.upsert_entity({"PartitionKey": f"{ACS_ID}-x", "RowKey": "person"})
+        await store.entries.upsert_entity({"PartitionKey": ACS_ID, "RowKey": "no person"})
 
         found = await every(ledger.owners())
         assert wanted == {acs_id: owner for acs_id, owner, *_ in found}

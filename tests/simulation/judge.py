@@ -290,7 +290,7 @@ class Judge:
             elif partition == "unfinished":
                 if row_key not in waiting:
                     self.blame("left in the ledger: unfinished work")
-            elif row_key == "person":
+            elif row_key == partition:
                 index[partition] = (
                     f"{entity['tenantId']}_{entity['objectId'][:2]}",
                     entity["objectId"],

@@ -86,7 +86,7 @@ async def adopt(at: Attempt) -> object:
     candidates = sorted(world.judge.adoptable)
     if world.rng.random() < 0.3:  # Somebody's, or one that is about to be deleted.
         # The index knows whose each is; before a release that wrote it, nothing does.
-        candidates = [acs_id for acs_id, name in world.ledger.rows if name == "person"]
+        candidates = [acs_id for acs_id, name in world.ledger.rows if name == acs_id]
     acs_id = world.rng.choice(candidates or sorted(world.judge.adoptable))
     world.judge.adopted.add(acs_id)
     return await at.process.directory.adopt(OPERATOR, at.somebody.person, acs_id)

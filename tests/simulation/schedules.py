@@ -178,7 +178,8 @@ class _Run:
                 )
             case "unindexed":
                 somebody = settle(State.ACTIVE, used=rng.choice((hour, 25 * hour)))
-                world.ledger.delete(world.rows.rows[somebody.key]["acsId"], "person", None)
+                acs_id = world.rows.rows[somebody.key]["acsId"]
+                world.ledger.delete(acs_id, acs_id, None)
             case "orphaned":
                 world.add_orphan(settle(State.ACTIVE, used=hour).person)
             case "foreign":

@@ -236,7 +236,7 @@ class World:
         self.ledger.put(
             {
                 "PartitionKey": acs_id,
-                "RowKey": "person",
+                "RowKey": acs_id,
                 "tenantId": person.tenant_id,
                 "objectId": person.object_id,
             }
