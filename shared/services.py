@@ -30,6 +30,7 @@ from shared.mappings.identities import Identities
 from shared.mappings.ledger import Ledger
 from shared.mappings.table import IdentityMappings
 from shared.prune import Pruner
+from shared.retry_budget import RetryBudget
 from shared.settings import Settings, SettingsError
 from shared.sweep import Sweeper
 
@@ -83,7 +84,8 @@ def build_services(env: Mapping[str, str]) -> Services:
         return _credential(env, settings.managed_identity_client_id)
 
     rows, entries = _table_clients(settings.mappings, credential, TABLE_BOUNDS)
-    mappings, ledger = IdentityMappings(rows), Ledger(entries)
+    retries = RetryBudget()  # One for both tables, which share an account.
+    mappings, ledger = IdentityMappings(rows, retries), Ledger(entries, retries)
     acs = AcsIdentity(client=_acs_client(settings.acs, credential))
     session = aiohttp.ClientSession(auto_decompress=False)
     keys = SigningKeys(

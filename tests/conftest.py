@@ -31,6 +31,7 @@ from shared.mappings.endings import Endings
 from shared.mappings.identities import Identities
 from shared.mappings.ledger import Ledger
 from shared.mappings.table import IdentityMappings
+from shared.retry_budget import RetryBudget
 from shared.settings import EntraSettings
 from tests.emulated import BackgroundLoop, Clock, Store
 
@@ -141,7 +142,14 @@ async def store(storage: Endpoints, tables: TableProxy) -> AsyncIterator[Store]:
         ]
         await rows.create_table()
         await entries.create_table()
-        yield Store(IdentityMappings(mappings), Ledger(ledger), rows, entries, tables.faults)
+        retries = RetryBudget()
+        yield Store(
+            IdentityMappings(mappings, retries),
+            Ledger(ledger, retries),
+            rows,
+            entries,
+            tables.faults,
+        )
 
 
 @pytest.fixture

@@ -22,7 +22,13 @@ FLOORS = [
     ["shared.http", "shared.runs"],
     ["shared.rate_limit", "shared.settings"],
     ["shared.audit", "shared.endpoints", "shared.errors", "shared.identifiers"],
-    ["shared.clock", "shared.single_flight", "shared.strict_json"],
+    [
+        "shared.circuit",
+        "shared.clock",
+        "shared.retry_budget",
+        "shared.single_flight",
+        "shared.strict_json",
+    ],
 ]
 # The modules that may import a library, or `os` for the process's environment.
 ONLY = {

@@ -28,7 +28,7 @@ ANY_OPERATION = "*"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """One way to fail, for requests of one operation.
+    """One way to fail, for requests of one operation, or only those that have `path` in theirs.
 
     `delay` seconds pass first. Then, in this order: `reset` cuts the connection; `status` answers
     with the service's own form of error (or with `body`, if given); otherwise the service answers,
@@ -37,6 +37,7 @@ class Fault:
     """
 
     operation: str = ANY_OPERATION
+    path: str = ""
     times: int = 1
     delay: float = 0
     status: int | None = None
@@ -70,11 +71,11 @@ class Faults:
         """Return how many requests there were for an operation, including failed ones."""
         return self._counts[operation]
 
-    def take(self, operation: str) -> Fault | None:
+    def take(self, operation: str, path: str = "") -> Fault | None:
         """Count a request, and return the fault queued for it, if any."""
         self._counts[operation] += 1
         for position, (fault, left) in enumerate(self._queue):
-            if fault.operation in {operation, ANY_OPERATION}:
+            if fault.operation in {operation, ANY_OPERATION} and fault.path in path:
                 if left == 1:
                     del self._queue[position]
                 else:
@@ -126,7 +127,7 @@ def middleware(
     @web.middleware
     async def fail(request: web.Request, handler: Handler) -> web.StreamResponse:
         operation = operation_of(request)
-        fault = faults.take(operation) if operation else None
+        fault = faults.take(operation, request.path) if operation else None
         if fault is None:
             return await handler(request)
         await asyncio.sleep(fault.delay)

@@ -28,6 +28,7 @@ from azure.core.exceptions import (
 )
 
 from shared import audit, strict_json
+from shared.acs.breaker import Breaker
 from shared.errors import (
     BrokerError,
     ForeignIdentityError,
@@ -39,27 +40,19 @@ from shared.errors import (
     UpstreamUnavailableError,
 )
 from shared.identifiers import ACS_ID
+from shared.retry_budget import RetryBudget
 from shared.single_flight import SingleFlight
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
 
     from azure.communication.identity.aio import CommunicationIdentityClient
+    from azure.core.credentials import AccessToken
 
 OPERATION_SECONDS = 4  # For the whole call; the SDK's read timeout starts again with every byte.
 BOUNDS: dict[str, Any] = {"connection_timeout": 1, "read_timeout": 3, "permit_redirects": False}
 # Repeating a create may make two identities. aiohttp itself repeats a DELETE once.
 ONCE: dict[str, Any] = {"retry_total": 0, **BOUNDS}
-# Repeated once if the connection broke, never after an answer: "all requests accrue against your
-# usage limits", https://learn.microsoft.com/azure/communication-services/concepts/service-limits
-AGAIN_ON_NEW_CONNECTION: dict[str, Any] = {
-    "retry_total": 1,
-    "retry_connect": 1,
-    "retry_read": 0,
-    "retry_status": 0,
-    "retry_on_methods": frozenset({"POST"}),
-    **BOUNDS,
-}
 # b64token, RFC 6750 section 2.1. The SDK does not check it.
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{1,16384}=*")
 EXPIRY_TOLERANCE = timedelta(minutes=5)
@@ -85,14 +78,30 @@ class AcsIdentity:
         self._client = client
         self._prefix: str | None = None  # Of the ids of our resource.
         self._probing = SingleFlight[None]()
+        # What requests wait for. Each may fail while the other works. Revocations and deletions are
+        # left out: they are stored, and the timers that finish them have brakes of their own.
+        self._creating, self._issuing = Breaker("create"), Breaker("issue")
+        self._retries = RetryBudget()
+
+    def admit_create(self) -> None:
+        """Raise UpstreamUnavailableError if creates keep failing, so that none is to be tried now.
+
+        It is for the caller to ask before storing that a create begins: then nothing is stored that
+        would have to be taken back, and what is refused has certainly created nothing.
+        """
+        self._creating.admit()
 
     async def create(self) -> str:
         """Create an identity and return its id. Never repeated: a failure may have created one."""
+        with self._creating.watch():
+            return await self._create()
+
+    async def _create(self) -> str:
         try:
             async with _translated():
                 user = await self._client.create_user(**ONCE)
         except IdentityGoneError as exc:
-            raise UpstreamBadResponseError("create: ACS answered 404") from exc
+            raise UpstreamBadResponseError("create: ACS answered 404") from exc.__cause__
         acs_id: str | None = user.properties["id"]
         if not acs_id or not ACS_ID.fullmatch(acs_id):
             # An id of a form that we do not know is logged, so that it is not lost.
@@ -117,7 +126,7 @@ class AcsIdentity:
 
     async def _probe(self) -> None:
         """Make an identity, so that the resource's id is known, and delete it."""
-        probe = await self.create()
+        probe = await self._create()
         try:
             await self._delete(probe)
         except BrokerError as error:
@@ -143,21 +152,42 @@ class AcsIdentity:
 
         Raises:
             IdentityGoneError: ACS does not know the identity.
+            UpstreamUnavailableError: also if it keeps failing, so that ACS was not called.
         """
         asked = sorted(scopes)
-        async with _translated():
-            answer = await self._client.get_token(
-                CommunicationUserIdentifier(acs_id),
-                list(asked),
-                token_expires_in=lifetime,
-                **AGAIN_ON_NEW_CONNECTION,
-            )
-        # The SDK's type says int; what it passes on is ACS's ISO 8601 text.
-        issued = AcsToken(answer.token, _expiry(answer.expires_on))
-        if abs(issued.expires_on - now - lifetime) > EXPIRY_TOLERANCE:
-            raise UpstreamBadResponseError("issue: the lifetime is not the one asked for")
-        _check_token(issued.token, acs_id, asked)
+        self._issuing.admit()
+        with self._issuing.watch():
+            async with _translated():
+                answer = await self._get_token(acs_id, asked, lifetime)
+            # The SDK's type says int; what it passes on is ACS's ISO 8601 text.
+            issued = AcsToken(answer.token, _expiry(answer.expires_on))
+            if abs(issued.expires_on - now - lifetime) > EXPIRY_TOLERANCE:
+                raise UpstreamBadResponseError("issue: the lifetime is not the one asked for")
+            _check_token(issued.token, acs_id, asked)
         return issued
+
+    async def _get_token(self, acs_id: str, scopes: list[str], lifetime: timedelta) -> AccessToken:
+        """Call ACS; once more if the connection broke, never after an answer.
+
+        "All requests accrue against your usage limits",
+        https://learn.microsoft.com/azure/communication-services/concepts/service-limits
+        """
+
+        def ask() -> Awaitable[AccessToken]:
+            return self._client.get_token(
+                CommunicationUserIdentifier(acs_id),
+                list(scopes),
+                token_expires_in=lifetime,
+                **ONCE,
+            )
+
+        self._retries.earn()
+        try:
+            return await ask()
+        except ServiceRequestError:
+            if not self._retries.spend():
+                raise
+            return await ask()
 
     async def delete(self, acs_id: str) -> None:
         """Delete an identity with all its tokens and data; it is no error if it is gone already.

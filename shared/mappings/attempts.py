@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from azure.data.tables import TableEntity
     from azure.data.tables.aio import TableClient
 
+    from shared.retry_budget import RetryBudget
+
     # Where a scan goes on: the continuation token of the last page. It may lack the row.
     Position = Mapping[str, str | None]
 
@@ -97,15 +99,27 @@ class TimeKeeper:
 
 
 async def attempt(
-    call: Callable[[], Awaitable[Result]], attempts: int, *, seconds: float = ATTEMPT_SECONDS
+    call: Callable[[], Awaitable[Result]],
+    attempts: int,
+    *,
+    budget: RetryBudget | None,
+    seconds: float = ATTEMPT_SECONDS,
 ) -> Result:
     """Return what a call to Table Storage returns; repeat it after a failure that may pass.
+
+    Args:
+        call: makes one attempt.
+        attempts: how many there may be.
+        budget: what retries are taken from; None for those that nothing else limits.
+        seconds: how long each may take.
 
     Raises:
         AbsentError: the entity does not exist.
         ChangedError: it exists already, or has been changed.
         StorageUnavailableError: every attempt failed, or the failure will not pass.
     """
+    if budget is not None:
+        budget.earn()
     for number in range(attempts):
         try:
             with audit.timed("table_ms"):
@@ -119,7 +133,8 @@ async def attempt(
             if isinstance(exc, ResourceNotFoundError) and _code(exc) in ABSENT:
                 raise AbsentError from exc
             status = getattr(exc, "status_code", None)
-            if number + 1 == attempts or status not in RETRIED_STATUSES:
+            is_last = number + 1 == attempts or status not in RETRIED_STATUSES
+            if is_last or not (budget is None or budget.spend()):
                 raise StorageUnavailableError(f"{type(exc).__name__} {_code(exc)}") from exc
         await asyncio.sleep(random.uniform(0, BACKOFF_SECONDS * 2**number))  # noqa: S311 - jitter
     raise AssertionError("unreachable: the last attempt returns or raises")
@@ -130,6 +145,7 @@ async def write(
     entity: dict[str, Any],
     *,
     etag: str | None,
+    budget: RetryBudget,
     attempts: int = WRITE_ATTEMPTS,
 ) -> Mapping[str, Any]:
     """Replace a version of an entity, or add the entity for None; return what the SDK returns.
@@ -149,10 +165,12 @@ async def write(
             match_condition=MatchConditions.IfNotModified,
         )
 
-    return await attempt(call, attempts)
+    return await attempt(call, attempts, budget=budget)
 
 
-async def remove(table: TableClient, partition: str, row: str, *, etag: str) -> bool:
+async def remove(
+    table: TableClient, partition: str, row: str, *, etag: str, budget: RetryBudget
+) -> bool:
     """Remove a version of an entity; False if another writer has changed it.
 
     What is gone already counts as removed: the SDK swallows that answer.
@@ -163,6 +181,7 @@ async def remove(table: TableClient, partition: str, row: str, *, etag: str) -> 
                 partition, row, etag=etag, match_condition=MatchConditions.IfNotModified
             ),
             WRITE_ATTEMPTS,
+            budget=budget,
         )
     except ChangedError:
         return False
@@ -210,7 +229,8 @@ async def pages_of(
 
     while True:
         try:
-            entities = await attempt(next_page, READ_ATTEMPTS, seconds=PAGE_SECONDS)
+            # A scan is one call after the other, so its retries cannot add up.
+            entities = await attempt(next_page, READ_ATTEMPTS, budget=None, seconds=PAGE_SECONDS)
         except StopAsyncIteration:
             return
         yield Page(entities, keeper.known, pages.continuation_token)

@@ -188,7 +188,6 @@ class Identities:
 
     async def _advance(self, mapping: IdentityMapping, step: Step) -> IdentityMapping | None:
         """Do the next step; None if the table has to be read again."""
-        now = mapping.now
         match step:
             case Step.WAIT:
                 await asyncio.sleep(self._poll_seconds)
@@ -198,7 +197,15 @@ class Identities:
                 return None  # Its use has not been recorded yet.
             case Step.TOUCH:
                 await self._check_owner(mapping)
-                return await self._mappings.change(mapping, last_used_on=now)
+                return await self._mappings.change(mapping, last_used_on=mapping.now)
+        # Asked before anything is stored that would have to be taken back.
+        self._acs.admit_create()
+        return await self._begin(mapping, step)
+
+    async def _begin(self, mapping: IdentityMapping, step: Step) -> IdentityMapping | None:
+        """Announce a create in the row, and create; None if the table has to be read again."""
+        now = mapping.now
+        match step:
             case Step.REPLACE if mapping.reason == FOREIGN:
                 await self._ledger.forget_owner(mapping.acs_id, mapping.person)
             case Step.REPLACE if mapping.acs_id:

@@ -31,13 +31,16 @@ from shared.mappings.attempts import (
     remove,
     write,
 )
+from shared.retry_budget import RetryBudget
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
     from datetime import date, datetime
 
     from azure.data.tables import TableEntity
     from azure.data.tables.aio import TableClient
+
+    from shared.mappings.attempts import Result
 
 ORPHANS, UNFINISHED, RUNS = "orphan", "unfinished", "run"
 
@@ -71,10 +74,16 @@ class Ownership:
 
 
 class Ledger:
-    """The ledger's table. Raises StorageUnavailableError as `IdentityMappings` does."""
+    """The ledger's table. Raises StorageUnavailableError as `IdentityMappings` does.
 
-    def __init__(self, table: TableClient) -> None:
+    Args:
+        table: the table.
+        budget: for the retries of all its calls but scans.
+    """
+
+    def __init__(self, table: TableClient, budget: RetryBudget | None = None) -> None:
         self._table = table
+        self._budget = budget or RetryBudget()
 
     async def add_orphan(
         self, acs_id: str, *, person: Person | None, reason: str, now: datetime
@@ -99,13 +108,13 @@ class Ledger:
         }
         # Without an upsert: another run may have deleted it meanwhile.
         with suppress(AbsentError):
-            await attempt(
+            await self._attempt(
                 lambda: self._table.update_entity(entity, mode=UpdateMode.MERGE), WRITE_ATTEMPTS
             )
 
     async def remove_orphan(self, acs_id: str) -> None:
         """Strike off an ACS identity."""
-        await attempt(lambda: self._table.delete_entity(ORPHANS, acs_id), WRITE_ATTEMPTS)
+        await self._attempt(lambda: self._table.delete_entity(ORPHANS, acs_id), WRITE_ATTEMPTS)
 
     async def is_orphan(self, acs_id: str) -> bool:
         """Return whether an ACS identity is about to be deleted."""
@@ -131,7 +140,7 @@ class Ledger:
     async def remove_unfinished(self, unfinished: Unfinished) -> None:
         """Strike off a person, unless another one has begun since the entry was read."""
         row = "_".join(unfinished.person)
-        await remove(self._table, UNFINISHED, row, etag=unfinished.etag)
+        await remove(self._table, UNFINISHED, row, etag=unfinished.etag, budget=self._budget)
 
     async def unfinished(self) -> AsyncIterator[Unfinished]:
         """Yield the people whose erasure or revocation is not complete."""
@@ -171,7 +180,8 @@ class Ledger:
         }
         # The index decides: the other writer may be our own first attempt, whose answer was lost.
         with suppress(ChangedError, AbsentError):
-            await write(self._table, entity, etag=instead_of.etag if instead_of else None)
+            etag = instead_of.etag if instead_of else None
+            await write(self._table, entity, etag=etag, budget=self._budget)
         return await self.owner(acs_id) == person
 
     async def index(self, acs_id: str, person: Person) -> None:
@@ -207,7 +217,7 @@ class Ledger:
         found = await self.ownership(acs_id)
         if found is None or person not in {None, found.person} or etag not in {None, found.etag}:
             return
-        await remove(self._table, acs_id, acs_id, etag=found.etag)
+        await remove(self._table, acs_id, acs_id, etag=found.etag, budget=self._budget)
 
     async def take(self, name: str, *, day: date, limit: int) -> bool:
         """Count one use of something that is limited a day; False if that is not possible.
@@ -221,7 +231,7 @@ class Ledger:
         entity = {"PartitionKey": RUNS, "RowKey": name, "day": str(day), "used": used + 1}
         etag = found.metadata["etag"] if found else None
         try:
-            await write(self._table, entity, etag=etag, attempts=1)
+            await write(self._table, entity, etag=etag, budget=self._budget, attempts=1)
         except (ChangedError, AbsentError):
             return False
         return True
@@ -236,17 +246,22 @@ class Ledger:
 
     async def forget(self, name: str) -> None:
         """Remove the values that were kept."""
-        await attempt(lambda: self._table.delete_entity(RUNS, name), WRITE_ATTEMPTS)
+        await self._attempt(lambda: self._table.delete_entity(RUNS, name), WRITE_ATTEMPTS)
+
+    async def _attempt(self, call: Callable[[], Awaitable[Result]], attempts: int) -> Result:
+        return await attempt(call, attempts, budget=self._budget)
 
     async def _put(self, partition: str, row: str, **values: str | int | datetime | None) -> None:
         entity: dict[str, Any] = {"PartitionKey": partition, "RowKey": row, **values}
-        await attempt(
+        await self._attempt(
             lambda: self._table.upsert_entity(entity, mode=UpdateMode.REPLACE), WRITE_ATTEMPTS
         )
 
     async def _get(self, partition: str, row: str) -> TableEntity | None:
         try:
-            return await attempt(lambda: self._table.get_entity(partition, row), READ_ATTEMPTS)
+            return await self._attempt(
+                lambda: self._table.get_entity(partition, row), READ_ATTEMPTS
+            )
         except AbsentError:
             return None
 

@@ -28,6 +28,7 @@ from shared.mappings.attempts import (
     remove,
     write,
 )
+from shared.retry_budget import RetryBudget
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -99,10 +100,15 @@ class IdentityMappings:
 
     Every method raises StorageUnavailableError if Table Storage fails or refuses us. A failure is
     never taken to mean that a row does not exist.
+
+    Args:
+        table: the table.
+        budget: for the retries of all its calls but scans.
     """
 
-    def __init__(self, table: TableClient) -> None:
+    def __init__(self, table: TableClient, budget: RetryBudget | None = None) -> None:
         self._table = table
+        self._budget = budget or RetryBudget()
 
     async def read(self, person: Person) -> IdentityMapping:
         """Return a person's mapping; its state is `absent` if the person has no row."""
@@ -113,6 +119,7 @@ class IdentityMappings:
                     partition_key(person), person.object_id, raw_response_hook=keeper
                 ),
                 READ_ATTEMPTS,
+                budget=self._budget,
             )
         except AbsentError:
             return _absent(person, keeper.known)
@@ -127,7 +134,8 @@ class IdentityMappings:
         mine = replace(mapping, **changes, attempt=secrets.token_hex(8))
         etag = None if mapping.state is State.ABSENT else mapping.etag
         try:
-            written = await write(self._table, entity_from_mapping(mine), etag=etag)
+            entity = entity_from_mapping(mine)
+            written = await write(self._table, entity, etag=etag, budget=self._budget)
         except StorageUnavailableError as exc:
             # The row decides: the error may be the answer to our second attempt, after the first
             # one succeeded.
@@ -142,7 +150,13 @@ class IdentityMappings:
     async def remove(self, mapping: IdentityMapping) -> bool:
         """Remove a mapping; False if another writer has changed it since it was read."""
         person = mapping.person
-        return await remove(self._table, partition_key(person), person.object_id, etag=mapping.etag)
+        return await remove(
+            self._table,
+            partition_key(person),
+            person.object_id,
+            etag=mapping.etag,
+            budget=self._budget,
+        )
 
     async def server_time(self) -> datetime:
         """Return the time on Table Storage's clock."""

@@ -739,8 +739,8 @@ class TestSigningKeys:
             *(app.get("/api/user", running.token_of_new_person()) for _ in range(100))
         )
 
-        assert {404} == {
-            answer.status for answer in answers
+        assert {(404, "user_not_found")} == {
+            (answer.status, answer.code) for answer in answers
         }  # Entra knows them, the broker does not.
         assert 1 == running.stack.entra.faults.count("jwks")
 

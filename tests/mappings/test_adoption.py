@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from local.acs.emulator import AcsEmulator
     from shared.acs.identity import AcsIdentity
     from shared.mappings.adoption import Adoption
+    from shared.mappings.endings import Endings
     from shared.mappings.identities import Identities
     from tests.emulated import Clock, Store
 
@@ -395,6 +396,32 @@ class TestRaces:
         with pytest.raises(ConflictError):
             await adopting
         assert [] == await owners(store, acs_id)
+
+    async def test_in_the_ledger_too_late(
+        self,
+        adoption: Adoption,
+        endings: Endings,
+        acs: AcsEmulator,
+        store: Store,
+        person: Person,
+        clock: Clock,
+        acs_id: str,
+    ) -> None:
+        """A request that made the identity and lost the row gives it up: the row decides."""
+        await store.put(mapping_of(person, clock.now, state=State.CREATING, acs_id=""))
+        await store.ledger.index(acs_id, person)
+
+        async def give_up(acs_id: str) -> bool:
+            await store.ledger.add_orphan(acs_id, person=person, reason="lost_lease", now=clock.now)
+            return True
+
+        assert await adoption.adopt(person, acs_id, is_known=give_up)
+        (orphan,) = [each async for each in store.ledger.orphans()]
+
+        assert not await endings.delete_orphan(orphan)
+        assert not await store.orphans()
+        assert 0 == acs.faults.count("delete")
+        assert [person.object_id] == await owners(store, acs_id)
 
     async def test_while_one_is_created(
         self,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import uuid
 from dataclasses import replace
 from datetime import timedelta
 from itertools import product
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from shared import audit
+from shared.circuit import LEAST_CALLS, PROBE_SECONDS
 from shared.errors import (
     BrokerError,
     BusyError,
@@ -229,6 +231,38 @@ class TestFailures:
         assert made.acs_id == row["acsId"] == acs.created[-1]
         assert unreferenced == len(acs.created) - 1
         assert not acs.issued
+
+    async def test_create_keeps_failing(
+        self,
+        identities: Identities,
+        acs: AcsEmulator,
+        store: Store,
+        person: Person,
+        clock: Clock,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """A create that is refused changes no row: it has made nothing that somebody waits for."""
+        acs.faults.fail_next("create", status=503, times=999)
+        people = [person._replace(object_id=str(uuid.uuid4())) for _ in range(LEAST_CALLS)]
+        await asyncio.gather(
+            *(identities.get_or_create(each, admit=anybody) for each in people),
+            return_exceptions=True,
+        )
+        erased = mapping_of(people[0], clock.now, state=State.DELETING, reason="erased_by_user")
+        await store.put(erased)
+        before = await store.all_rows()
+        assert "circuit_opened" in events(caplog)
+        caplog.clear()
+
+        for each in (person, people[0]):
+            with pytest.raises(UpstreamUnavailableError) as raised:
+                await identities.get_or_create(each, admit=anybody)
+            assert 0 < (raised.value.retry_after or 0) <= PROBE_SECONDS
+
+        assert before == await store.all_rows()
+        assert not await store.orphans()
+        assert not events(caplog)
+        assert LEAST_CALLS == acs.faults.count("create")
 
     async def test_create_and_table_fail(
         self,

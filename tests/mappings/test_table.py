@@ -23,6 +23,7 @@ from shared.mappings.table import (
     readable_of,
     rows_of,
 )
+from shared.retry_budget import SAVED_RETRIES
 from tests.emulated import ACS_ID, mapping_of
 
 if TYPE_CHECKING:
@@ -717,6 +718,42 @@ class TestClock:
             await store.mappings.server_time()
         with pytest.raises(StorageUnavailableError):
             await store.mappings.read(person)
+
+
+class TestRetryBudget:
+    """In an outage, few calls are repeated."""
+
+    async def test_outage(self, store: Store, person: Person) -> None:
+        """A tenth of the calls, and what was saved up, for both tables together."""
+        store.faults.fail_next("*", status=503, times=9999)
+        for _ in range(100):
+            with pytest.raises(StorageUnavailableError):
+                await store.mappings.read(person)
+            with pytest.raises(StorageUnavailableError):
+                await store.ledger.add_unfinished(person)
+
+        requests = store.faults.count("table_read") + store.faults.count("table_update")
+
+        assert 200 + SAVED_RETRIES <= requests <= 200 * 1.1 + SAVED_RETRIES
+
+    async def test_scans(self, store: Store) -> None:
+        """A timer's scan is repeated as ever, however often it was already."""
+        for _ in range(SAVED_RETRIES):
+            store.faults.fail_next("table_query", status=503, times=2)
+            await every(store.mappings.uses())
+
+        assert SAVED_RETRIES * 3 == store.faults.count("table_query")
+
+    async def test_others(self, store: Store, person: Person, now: datetime) -> None:
+        """When it is over, everybody is served, without a pause."""
+        await insert(store.mappings, mapping_of(person, now))
+        store.faults.fail_next("table_read", status=503, times=999)
+        for _ in range(SAVED_RETRIES):
+            with pytest.raises(StorageUnavailableError):
+                await store.mappings.read(person)
+        store.faults.clear()
+
+        assert State.ACTIVE is (await store.mappings.read(person)).state
 
 
 @asynccontextmanager

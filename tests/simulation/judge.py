@@ -102,8 +102,7 @@ class Judge:
             if self.in_use.setdefault(new_id, key) != key:
                 self.blame(f"shared: two active rows name {new_id}")
             orphan = self.ledger.get(("orphan", new_id))
-            # A write that comes late may yet confirm what the ledger holds as unconfirmed.
-            if new_id in self.adopted and orphan and orphan["reason"] != "unconfirmed":
+            if new_id in self.adopted and orphan and not _is_verified(orphan, key):
                 self.blame(f"brought along: {new_id} is about to be deleted")
             identity = self.acs.identities.get(new_id)
             if (
@@ -300,6 +299,18 @@ class Judge:
                 self.blame(f"not in the index: {acs_id}")
         for acs_id in index:
             self.blame(f"left in the index: {acs_id}")
+
+
+def _is_verified(orphan: Properties, key: Key) -> bool:
+    """Return whether an entry for an identity that a row comes to name is struck off unharmed.
+
+    Whoever made an identity writes these when its row slips away: `unconfirmed`, because a write
+    that comes late may yet name it, and `lost_lease`, because another request changed the row. If
+    the person's own row names it after all, the sweep sees that first.
+    """
+    if orphan["reason"] == "unconfirmed":
+        return True
+    return orphan["reason"] == "lost_lease" and orphan.get("objectId") == key[1]
 
 
 def is_foreign(text: str) -> bool:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from shared.identifiers import Person
     from shared.mappings.identities import Admit
     from shared.mappings.ledger import Orphan, Unfinished
+    from shared.retry_budget import RetryBudget
 
 
 class _Careless:
@@ -65,22 +66,22 @@ class _Careless:
 class UpsertForInsert(IdentityMappings):
     """The intent is written over whatever there is."""
 
-    def __init__(self, table: Any) -> None:
-        super().__init__(_Careless(table, "insert"))  # type: ignore[arg-type]
+    def __init__(self, table: Any, budget: RetryBudget) -> None:
+        super().__init__(_Careless(table, "insert"), budget)  # type: ignore[arg-type]
 
 
 class ChangeWithoutIfMatch(IdentityMappings):
     """The last writer wins."""
 
-    def __init__(self, table: Any) -> None:
-        super().__init__(_Careless(table, "change"))  # type: ignore[arg-type]
+    def __init__(self, table: Any, budget: RetryBudget) -> None:
+        super().__init__(_Careless(table, "change"), budget)  # type: ignore[arg-type]
 
 
 class RemoveWithoutIfMatch(IdentityMappings):
     """A row is removed though somebody has changed it."""
 
-    def __init__(self, table: Any) -> None:
-        super().__init__(_Careless(table, "remove"))  # type: ignore[arg-type]
+    def __init__(self, table: Any, budget: RetryBudget) -> None:
+        super().__init__(_Careless(table, "remove"), budget)  # type: ignore[arg-type]
 
 
 class DeleteBeforeClaim(Endings):

@@ -17,13 +17,20 @@ from azure.core.credentials import AzureKeyCredential
 from azure.core.exceptions import AzureError
 from azure.data.tables import TableEntity, UpdateMode
 
+from shared.acs.breaker import Breaker
+from shared.acs.identity import AcsIdentity
+from shared.circuit import Circuit
 from shared.identifiers import ACS_ID
+from shared.mappings.ledger import Ledger
+from shared.mappings.table import IdentityMappings
+from shared.retry_budget import RetryBudget
 from tests.simulation import acs as simulated_acs
 from tests.simulation.mutants import MUTANTS
 from tests.simulation.network import Machine, Network, Weather
 from tests.simulation.schedules import CLOCKS, Options, run_schedule
 from tests.simulation.table_storage import Client, Server
 from tests.simulation.virtual_time import DeadlockError, VirtualLoop
+from tests.simulation.world import Parts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -51,6 +58,51 @@ def test_schedules(clocks: str) -> None:
             found[seed] = result.violations
 
     assert not found
+
+
+class Nervous(AcsIdentity):
+    """Leaves ACS alone after every failure."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._creating = Breaker("create", Circuit(least_calls=1))
+        self._issuing = Breaker("issue", Circuit(least_calls=1))
+
+
+class Spent(RetryBudget):
+    """Has nothing left for retries."""
+
+    def spend(self) -> bool:
+        return False
+
+
+class RowsReadOnce(IdentityMappings):
+    """Repeats no call."""
+
+    def __init__(self, table: Any, _budget: RetryBudget) -> None:
+        super().__init__(table, Spent())
+
+
+class EntriesReadOnce(Ledger):
+    """Repeats no call."""
+
+    def __init__(self, table: Any, _budget: RetryBudget) -> None:
+        super().__init__(table, Spent())
+
+
+def test_outages() -> None:
+    """As in a long outage: calls of ACS that are not made, and of the table not repeated."""
+    parts = Parts(mappings=RowsReadOnce, ledger=EntriesReadOnce, acs=Nervous)
+    found = {}
+    refused = 0
+    for seed in range(SCHEDULES):
+        result = run_schedule(seed, Options(parts=parts))
+        refused += result.answers["token upstream_unavailable"]
+        if result.violations:
+            found[seed] = result.violations
+
+    assert not found
+    assert refused
 
 
 @pytest.mark.parametrize("name", MUTANTS)

@@ -22,6 +22,7 @@ from shared.mappings.table import (
     partition_key,
 )
 from shared.prune import Pruner
+from shared.retry_budget import RetryBudget
 from shared.settings import AcsSettings, PruneSettings
 from shared.sweep import Sweeper
 from tests.simulation import acs, table_storage
@@ -61,8 +62,10 @@ class Process:
     def __init__(self, name: str, world: World, offset: float, parts: Parts) -> None:
         loop = world.network.loop
         self.machine = machine = Machine(name, loop, offset)
-        self.mappings = mappings = parts.mappings(cast("Any", world.client(machine, world.rows)))
-        self.ledger = ledger = parts.ledger(cast("Any", world.client(machine, world.ledger)))
+        rows, entries = (cast("Any", world.client(machine, t)) for t in (world.rows, world.ledger))
+        retries = RetryBudget()
+        self.mappings = mappings = parts.mappings(rows, retries)
+        self.ledger = ledger = parts.ledger(entries, retries)
         client = cast("Any", acs.Client(machine, world.network, world.acs))
         self.acs = identity = parts.acs(client=client)
         identities = parts.identities(acs=identity, mappings=mappings, ledger=ledger)
