@@ -16,8 +16,8 @@ demo: setup  ## Show what the broker does: sign in, get tokens, be refused, prun
 	@$(BIN)/python -m local demo
 
 .PHONY: start
-start: setup  ## Run everything on fixed ports (functions on 7071) until Ctrl-C.
-	@$(BIN)/python -m local start
+start: setup  ## Run everything on fixed ports (functions on 7071) until Ctrl-C; over HTTPS with TLS=1.
+	@$(BIN)/python -m local start $(if $(TLS),--tls)
 
 .PHONY: test
 test: setup  ## Run all tests, with branch coverage of shared/.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from local.demo import DemoError, demo
-from local.entra.directory import DIRECTORY
+from local.entra.directory import DIRECTORY, FADI
 from local.stack import (
     ENTRA_PORT,
     FUNCTIONS_PORT,
@@ -23,25 +23,36 @@ from local.storage.azurite import AzuriteError
 from local.storage.npm import NodeError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
     from local.stack import Stack
 
 ENTRA_URL = f"http://127.0.0.1:{ENTRA_PORT}"
 WORTHLESS = "Every key, secret and token of this stack is worthless; it listens on loopback only."
 
 
-async def _start() -> None:
-    """Keep the whole stack up until Ctrl-C."""
+async def _start(*, tls: bool, free_ports: bool) -> None:
+    """Keep the whole stack up until Ctrl-C, and take up edits of the app."""
+    port = 0 if free_ports else FUNCTIONS_PORT
     async with (
-        emulators(fixed_ports=True) as stack,
-        functions_host(stack, {}, port=FUNCTIONS_PORT, echo=True) as host,
+        emulators(fixed_ports=not free_ports, managed_identity=tls) as stack,
+        functions_host(stack, {}, port=port, tls=tls, interactive=True) as host,
     ):
-        token = stack.entra.issue_access_token()
+        curl = "curl"
+        if stack.certificates:
+            curl += f" --cacert {stack.certificates.authority_file}"
+            print(f"""
+Everything that is HTTPS in Azure has a certificate of an authority that was made for this run:
+
+{stack.certificates.authority_file}
+
+To trust it:
+
+{stack.certificates.how_to_trust()}""")
         print(f"""
 Ada of Contoso asks for an ACS token (her Entra token is valid for at least an hour):
 
-curl -H 'Authorization: Bearer {token}' {host.url}/api/token
-
-For another Entra token: .venv/bin/python -m local token ada@contoso.example
+{curl} -H 'Authorization: Bearer {stack.entra.issue_access_token()}' {host.url}/api/token
 """)
         await _until_stopped(stack)
 
@@ -60,25 +71,38 @@ func start
 
 
 async def _until_stopped(stack: Stack) -> None:
-    print(f"Entra {stack.entra.url}\nACS   {stack.acs.url}\n{WORTHLESS}\nCtrl-C stops it.")
+    entra = "" if stack.entra.url == ENTRA_URL else f" --entra {stack.entra.url}"
+    another = f".venv/bin/python -m local token{entra} {FADI.user_name}"
+    if stack.certificates:
+        another = f"SSL_CERT_FILE={stack.certificates.authority_file} {another}"
+    print(
+        f"For another Entra token: {another}\n",
+        f"Entra {stack.entra.url}",
+        f"ACS   {stack.acs.url}",
+        f"{WORTHLESS}\nCtrl-C stops it.",
+        sep="\n",
+        flush=True,
+    )
     stop = asyncio.Event()
     for each in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(each, stop.set)
     await stop.wait()
 
 
-async def _token(user: str) -> None:
-    """Print an Entra access token from the running stack."""
+async def _token(user: str, *, entra: str) -> None:
+    """Print an Entra access token from a running stack."""
     try:
         async with (
             aiohttp.ClientSession() as session,
-            session.post(f"{ENTRA_URL}/_local/token", json={"user": user}) as response,
+            session.post(f"{entra}/_local/token", json={"user": user}) as response,
         ):
             if not response.ok:
                 raise StackError((await response.text()).strip())
             print((await response.json())["access_token"])
+    except aiohttp.ClientSSLError as exc:
+        raise StackError(f"SSL_CERT_FILE must name the authority's file: {exc}") from None
     except aiohttp.ClientConnectionError:
-        raise StackError("the stack is not running: make start") from None
+        raise StackError(f"no stack answers at {entra}: make start") from None
 
 
 def main() -> int:
@@ -89,17 +113,33 @@ def main() -> int:
         epilog=WORTHLESS,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("start", help="run the whole stack on fixed ports until Ctrl-C")
-    commands.add_parser("emulators", help="the same without the functions, for `func start`")
-    commands.add_parser("demo", help="show the main job on free ports, then stop")
-    token = commands.add_parser("token", help="print an Entra access token from the running stack")
+
+    def command(name: str, does: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=does, description=f"{does[0].upper()}{does[1:]}.")
+
+    start = command("start", "run the whole stack until Ctrl-C, and take up edits of the app")
+    start.add_argument(
+        "--tls", action="store_true", help="HTTPS and managed identity, not HTTP and access keys"
+    )
+    start.add_argument(
+        "--free-ports",
+        action="store_true",
+        help="not 7071 to 7076 and 10000 to 10002, so that it runs beside another stack",
+    )
+    command("emulators", "run all but the functions until Ctrl-C, for `func start`")
+    command("demo", "show the main job on free ports, then stop")
+    token = command("token", "print a person's Entra access token from a running stack")
     token.add_argument("user", choices=[user.user_name for user in DIRECTORY.users])
+    token.add_argument("--entra", default=ENTRA_URL, help="the stack's Entra (%(default)s)")
     arguments = parser.parse_args()
-    run = {"start": _start, "emulators": _emulators, "demo": demo}
+    run: dict[str, Callable[[], Coroutine[None, None, None]]] = {
+        "start": lambda: _start(tls=arguments.tls, free_ports=arguments.free_ports),
+        "emulators": _emulators,
+        "demo": demo,
+        "token": lambda: _token(arguments.user, entra=arguments.entra),
+    }
     try:
-        asyncio.run(
-            _token(arguments.user) if arguments.command == "token" else run[arguments.command]()
-        )
+        asyncio.run(run[arguments.command]())
     except (StackError, AzuriteError, NodeError, DemoError) as error:
         print(f"python -m local {arguments.command}: {error}", file=sys.stderr)
         return 1

@@ -10,6 +10,8 @@ import asyncio
 import json
 import os
 import secrets
+import signal
+import socket
 import ssl
 import sys
 import tempfile
@@ -26,13 +28,13 @@ from local.acs.emulator import AcsEmulator
 from local.entra.directory import USER_ASSIGNED_IDENTITY
 from local.entra.emulator import EntraEmulator
 from local.entra.managed_identity import ManagedIdentityEmulator
-from local.serving.application import serve
+from local.serving.application import LOOPBACK, serve
 from local.serving.certificates import Certificates
 from local.storage.azurite import azurite
 from local.storage.proxy import BlobProxy, TableProxy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Iterable, Mapping
 
     from aiohttp import web
 
@@ -41,7 +43,12 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).parent.parent
 EXAMPLE = REPOSITORY / "local.settings.example.json"
 FUNCTIONS_PORT, ENTRA_PORT, ACS_PORT = 7071, 7072, 7073
+TABLE_PROXY_PORT, BLOB_PROXY_PORT, IDENTITY_PORT = 7074, 7075, 7076
 TABLE_PORT, BLOB_AND_QUEUE_PORTS = 10002, (10000, 10001)
+FIXED_PORTS = (
+    *(ENTRA_PORT, ACS_PORT, TABLE_PROXY_PORT, BLOB_PROXY_PORT, IDENTITY_PORT),
+    *(TABLE_PORT, *BLOB_AND_QUEUE_PORTS),
+)
 BACKUP_CONTAINER = "mappings-backup"
 START_SECONDS = 60
 STOP_SECONDS = 15
@@ -65,6 +72,7 @@ class Stack:
     storage: Endpoints  # Past the proxies, with Azurite's key.
     settings: Path
     environment: Mapping[str, str]
+    certificates: Certificates | None = None  # With managed identity, everything speaks TLS.
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +103,7 @@ async def emulators(
     """Run everything that the broker calls, while the context lasts.
 
     Args:
-        fixed_ports: use the ports in the example settings.
+        fixed_ports: use those of the example settings and of Azurite, not free ones.
         managed_identity: use TLS and Entra tokens instead of HTTP and access keys.
 
     Raises:
@@ -104,6 +112,8 @@ async def emulators(
     example: dict[str, Any] = json.loads(EXAMPLE.read_text("utf-8"))
     values = example["Values"]
     access_key = values["ACS_CONNECTION_STRING"].partition("accesskey=")[2]
+    if fixed_ports:
+        _require_free(FIXED_PORTS)
     async with AsyncExitStack() as running:
         folder = running.enter_context(tempfile.TemporaryDirectory(prefix="local-stack-"))
         certificates = Certificates(Path(folder)) if managed_identity else None
@@ -123,23 +133,20 @@ async def emulators(
         blobs = BlobProxy(storage.blob, tls=_trust(certificates))
         tls = certificates.server_context() if certificates else None
 
-        async def run(app: web.Application, port: int = 0, *, secure: bool = True) -> str:
-            try:
-                return await running.enter_async_context(
-                    serve(app, port=port if fixed_ports else 0, tls=tls if secure else None)
-                )
-            except OSError as exc:
-                raise StackError(f"port {port} cannot be opened: {exc.strerror}") from exc
+        async def run(app: web.Application, port: int, *, secure: bool = True) -> str:
+            return await running.enter_async_context(
+                serve(app, port=port if fixed_ports else 0, tls=tls if secure else None)
+            )
 
         entra.url = await run(entra.application(), ENTRA_PORT)
         acs.url = await run(acs.application(), ACS_PORT)
-        tables.url = await run(tables.application())
-        blobs.url = await run(blobs.application())
+        tables.url = await run(tables.application(), TABLE_PROXY_PORT)
+        blobs.url = await run(blobs.application(), BLOB_PROXY_PORT)
         environment: dict[str, str] = {}
         settings = EXAMPLE
         if certificates:
             # App Service serves managed identities over HTTP, on loopback.
-            identity.url = await run(identity.application(), secure=False)
+            identity.url = await run(identity.application(), IDENTITY_PORT, secure=False)
             environment = {
                 "IDENTITY_ENDPOINT": identity.endpoint,
                 "IDENTITY_HEADER": secret,
@@ -163,12 +170,30 @@ async def emulators(
                     storage.blob, blobs.endpoint
                 ),
             }
-        if not fixed_ports:  # The example settings name the fixed ports.
+        if certificates or not fixed_ports:  # The example is for HTTP on the fixed ports.
             values["ENTRA_AUTHORITY_HOST"] = entra.url
             settings = Path(folder) / "local.settings.json"
             settings.write_text(json.dumps(example), "utf-8")
         await _create_tables_and_container(storage, certificates)
-        yield Stack(entra, acs, tables, blobs, storage, settings, environment)
+        yield Stack(entra, acs, tables, blobs, storage, settings, environment, certificates)
+
+
+def _require_free(ports: Iterable[int]) -> None:
+    """Refuse to start if a port is taken, before anything has been started.
+
+    Raises:
+        StackError: it is; the message says which.
+    """
+    for port in ports:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((LOOPBACK, port))
+            except OSError as exc:
+                raise StackError(
+                    f"port {port} cannot be opened: {exc.strerror}. If another stack is running,"
+                    " stop it, or run this one with: python -m local start --free-ports"
+                ) from exc
 
 
 def _trust(certificates: Certificates | None) -> ssl.SSLContext | None:
@@ -197,7 +222,12 @@ async def _create_tables_and_container(
 
 @asynccontextmanager
 async def functions_host(
-    stack: Stack, settings: Mapping[str, str], *, port: int = 0, echo: bool = False
+    stack: Stack,
+    settings: Mapping[str, str],
+    *,
+    port: int = 0,
+    tls: bool = False,
+    interactive: bool = False,
 ) -> AsyncIterator[FunctionsHost]:
     """Serve `function_app.py` on a stack while the context lasts.
 
@@ -205,21 +235,20 @@ async def functions_host(
         stack: the emulators that it calls.
         settings: app settings that override those of the stack.
         port: 0 takes a free one.
-        echo: print what the host prints.
+        tls: serve HTTPS with the stack's certificate.
+        interactive: print what the host prints, and take up edits of the app.
 
     Raises:
         StackError: it does not start.
     """
+    command = [sys.executable, "-m", "local.functions.host", "--port", str(port)]
+    command += ["--settings", str(stack.settings)]
+    if tls and stack.certificates:
+        command += ["--certificate", str(stack.certificates.certificate_file)]
+        command += ["--key", str(stack.certificates.key_file)]
     process = await asyncio.create_subprocess_exec(
-        *(
-            sys.executable,
-            "-m",
-            "local.functions.host",
-            "--port",
-            str(port),
-            "--settings",
-            str(stack.settings),
-        ),
+        *command,
+        *(["--reload"] if interactive else []),
         cwd=REPOSITORY,
         env={**os.environ, **stack.environment, **settings},
         stdin=asyncio.subprocess.DEVNULL,
@@ -238,7 +267,7 @@ async def functions_host(
             output.append(line)
             if line.startswith("ready ") and not ready.done():
                 ready.set_result(line.removeprefix("ready "))
-            elif echo:
+            elif interactive:
                 print(line, flush=True)
         if not ready.done():
             ready.set_exception(StackError("\n".join(["the functions host ended:", *output])))
@@ -262,5 +291,5 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
     try:
         await asyncio.wait_for(process.wait(), STOP_SECONDS)
     except TimeoutError:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)  # With the process that it started, if any.
         await process.wait()

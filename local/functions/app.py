@@ -87,6 +87,21 @@ class Function:
             invocation.ended = True
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises:
+        AppError: the file cannot be read, or does not hold a JSON object.
+    """
+    try:
+        value = json.loads(file.read_text("utf-8-sig"))
+    except (OSError, ValueError) as exc:
+        raise AppError(f"{file} cannot be read: {exc}") from exc
+    if not isinstance(value, dict):
+        raise AppError(f"{file} must hold a JSON object")
+    return value
+
+
 def load_functions(folder: Path, prefix: str, settings: Mapping[str, str]) -> list[Function]:
     """Import an app's function_app.py and return its functions, in the order they are tried.
 

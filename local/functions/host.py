@@ -7,7 +7,10 @@ routes are tried in the order of the functions' names, a method that a function 
 answered with 404, empty query parameters and the body of a chunked request are dropped, a body over
 the limit is answered with 500, and a log record written outside a running invocation is lost.
 Unlike them, it listens on loopback only, refuses any other Host header, and runs a timer only when
-asked to: POST {} to /admin/functions/NAME.
+asked to: POST {} to /admin/functions/NAME. It gives the answers of a host that cannot run functions
+on request, too (local/serving/faults.py; the operations are the functions' names):
+
+    curl -X POST http://127.0.0.1:7071/_local/faults -d '{"operation": "token", "status": 429}'
 """
 
 from __future__ import annotations
@@ -19,9 +22,10 @@ import logging
 import os
 import re
 import secrets
-import signal
+import socket
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,25 +33,37 @@ from aiohttp import web
 from azure.functions.meta import Datum
 from azure.functions.timer import TimerRequestConverter
 
-from local.functions.app import AppError, Context, TraceContext, load_functions
+from local.functions.app import (
+    AppError,
+    Context,
+    TraceContext,
+    load_functions,
+    read_json,
+)
 from local.functions.aspnet import decoded_path
-from local.functions.http import Cors, http_request, http_response
+from local.functions.http import Cors, failure, http_request, http_response
 from local.functions.log import log_to_stdout
+from local.functions.reload import Watch, serve_and_reload
+from local.functions.serving import HEADERS_LIMIT, listen, serve_until_stopped
 from local.serving.application import LOOPBACK
+from local.serving.certificates import server_context
+from local.serving.faults import Faults, middleware
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from local.functions.app import Function
+    from local.serving.faults import Handler
 
 DEFAULT_PORT = 7071
 DEFAULT_BODY_LIMIT = 104857600  # If FUNCTIONS_REQUEST_BODY_SIZE_LIMIT is not set.
-HEADERS_LIMIT = 32768  # Kestrel's MaxRequestHeadersTotalSize.
-SHUTDOWN_SECONDS = 10.0  # For requests in flight to finish.
 
 TRACE_PARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})")
 # A timer that is run by hand gets no information about its schedule.
 TIMER_INFO = Datum('{"IsPastDue": false, "Schedule": {}, "ScheduleStatus": {}}', "json")
+
+OURS = frozenset({"localhost", LOOPBACK, "[::1]"})
+BEYOND_THROTTLES = web.RequestKey("beyond_throttles", bool)
 
 logger = logging.getLogger("host")
 
@@ -60,10 +76,17 @@ class Host:
     functions: list[Function]
     cors: Cors
     body_limit: int
+    faults: Faults = field(default_factory=Faults)
 
     def application(self) -> web.Application:
         """Return the aiohttp application, for a runner that does not decompress bodies."""
-        app = web.Application(client_max_size=0)  # The host has its own limit.
+        fail = middleware(self.faults, self._operation, failure)
+        app = web.Application(
+            middlewares=[_refuse_other_hosts, fail],
+            client_max_size=0,  # The host has its own limit.
+        )
+        app.on_response_prepare.append(self._add_cors)
+        app.add_routes(self.faults.routes())
         app.router.add_route("*", r"/{path:[\s\S]*}", self._handle)
         return app
 
@@ -78,28 +101,43 @@ class Host:
             return web.Response(status=400)
         if size > HEADERS_LIMIT:
             return web.Response(status=431)
-        if re.sub(":[0-9]+$", "", request.host).lower() not in {"localhost", LOOPBACK, "[::1]"}:
-            # A page elsewhere could point its own name at this computer and read the answers.
-            return web.Response(status=403)
+        request[BEYOND_THROTTLES] = True
         if self.cors.is_preflight(request):
-            response = web.Response(status=204)
-        elif path.lower().startswith("/admin/"):
-            response = await self._admin(request, path.lower().rstrip("/"))
-        else:
-            response = await self._function(request, path)
-        self.cors.add_headers(request, response)
-        return response
+            return web.Response(status=204)
+        if path.lower().startswith("/admin/"):
+            return await self._admin(request, path.lower().rstrip("/"))
+        found = self._find(request.method, path)
+        return await self._answer(*found, request, path) if found else web.Response(status=404)
 
-    async def _function(self, request: web.Request, path: str) -> web.Response:
+    def _find(self, method: str, path: str) -> tuple[Function, dict[str, str]] | None:
+        """Return the function that serves a path, with its route parameters."""
         for function in self.functions:
-            if function.route and (request.method in function.methods or not function.methods):
+            if function.route and (method in function.methods or not function.methods):
                 parameters = function.route.match(path)
                 if parameters is not None:
-                    return await self._answer(function, request, path, parameters)
-        return web.Response(status=404)
+                    return function, parameters
+        return None
+
+    def _operation(self, request: web.Request) -> str | None:
+        """Return the name of the function that a request is for, if any."""
+        try:
+            path = decoded_path(request.rel_url.raw_path)
+        except ValueError:
+            return None
+        found = None if self.cors.is_preflight(request) else self._find(request.method, path)
+        return found[0].name if found else None
+
+    async def _add_cors(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Let pages read the answers of functions, and the 500 of one that failed.
+
+        As in the real host (WebJobsApplicationBuilderExtension in Azure/azure-functions-host), what
+        is refused because it is busy or does not run is answered before CORS has its turn.
+        """
+        if request.get(BEYOND_THROTTLES) or response.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+            self.cors.add_headers(request, response)
 
     async def _answer(
-        self, function: Function, request: web.Request, path: str, parameters: dict[str, str]
+        self, function: Function, parameters: dict[str, str], request: web.Request, path: str
     ) -> web.Response:
         # The host takes a body only if its length is announced, and fails inside the invocation if
         # it is over the limit: Azure/azure-functions-host#7930 and #10519.
@@ -150,19 +188,12 @@ class Host:
         return Context(function.name, str(self.folder), TraceContext(trace_parent, trace_state))
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Return the object in a JSON file.
-
-    Raises:
-        AppError: the file cannot be read, or does not hold a JSON object.
-    """
-    try:
-        value = json.loads(file.read_text("utf-8-sig"))
-    except (OSError, ValueError) as exc:
-        raise AppError(f"{file} cannot be read: {exc}") from exc
-    if not isinstance(value, dict):
-        raise AppError(f"{file} must hold a JSON object")
-    return value
+@web.middleware
+async def _refuse_other_hosts(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """A page elsewhere could point its own name at this computer and read the answers."""
+    if re.sub(":[0-9]+$", "", request.host).lower() not in OURS:
+        return web.Response(status=403)
+    return await handler(request)
 
 
 def load(folder: Path, local: Mapping[str, Any]) -> Host:
@@ -194,48 +225,6 @@ def load(folder: Path, local: Mapping[str, Any]) -> Host:
     )
 
 
-def announce(host: Host, url: str) -> None:
-    """Print the functions and their URLs as `func start` does, then a line for programs to read."""
-    print("Functions:\n")
-    for function in host.functions:
-        if function.route:
-            methods = ",".join(sorted(function.methods)) or "all"
-            print(f"    {function.name}: [{methods}] {url}/{function.route.template}")
-        else:
-            print(f"    {function.name}: timerTrigger, not run on schedule here; to run it now:")
-            print("        curl -X POST -H 'Content-Type: application/json' -d '{}' \\")
-            print(f"            {url}/admin/functions/{function.name}")
-    print(f"\nready {url}", flush=True)
-
-
-async def serve_until_stopped(host: Host, port: int) -> None:
-    """Serve until SIGINT or SIGTERM, then let requests in flight finish.
-
-    Raises:
-        AppError: the port is taken.
-    """
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for each in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(each, stop.set)
-    runner = web.AppRunner(
-        host.application(),
-        access_log=None,
-        shutdown_timeout=SHUTDOWN_SECONDS,
-        max_field_size=2 * HEADERS_LIMIT,
-        auto_decompress=False,
-    )
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, LOOPBACK, port).start()
-        announce(host, f"http://{LOOPBACK}:{runner.addresses[0][1]}")
-        await stop.wait()
-    except OSError as exc:
-        raise AppError(f"port {port} cannot be opened: {exc.strerror}") from exc
-    finally:
-        await runner.cleanup()
-
-
 def main() -> int:
     """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m local.functions.host", description=__doc__)
@@ -243,19 +232,37 @@ def main() -> int:
     parser.add_argument("--app", type=Path, default=Path(), help="folder of function_app.py")
     parser.add_argument("--port", type=int, help="0 takes a free one (default: 7071)")
     parser.add_argument("--settings", type=Path, help="default: local.settings.json of the app")
+    parser.add_argument("--reload", action="store_true", help="take up edits of the app")
+    parser.add_argument("--certificate", type=Path, help="serve HTTPS with this file (PEM)")
+    parser.add_argument("--key", type=Path, help="the certificate's private key (PEM)")
+    parser.add_argument("--socket", type=int, help=argparse.SUPPRESS)  # For `--reload`.
     arguments = parser.parse_args()
-    folder = arguments.app.resolve()
-    settings = arguments.settings or folder / "local.settings.json"
+    if bool(arguments.certificate) != bool(arguments.key):
+        parser.error("--certificate and --key go together")
     log_to_stdout()
     try:
-        local = read_json(settings) if arguments.settings or settings.is_file() else {}
-        port = local.get("Host", {}).get("LocalHttpPort", DEFAULT_PORT)
-        if arguments.port is not None:
-            port = arguments.port
-        asyncio.run(serve_until_stopped(load(folder, local), port))
+        return _serve(arguments)
     except AppError as exc:
         print(f"The app cannot be served: {exc}", file=sys.stderr)
         return 1
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    folder = arguments.app.resolve()
+    settings = arguments.settings or folder / "local.settings.json"
+    local = read_json(settings) if arguments.settings or settings.is_file() else {}
+    port = local.get("Host", {}).get("LocalHttpPort", DEFAULT_PORT)
+    if arguments.port is not None:
+        port = arguments.port
+    tls = server_context(arguments.certificate, arguments.key) if arguments.key else None
+    if arguments.reload:
+        own = [each for each in sys.argv[1:] if each != "--reload"]
+        with listen(port) as listener:
+            watch = Watch(folder, settings.resolve())
+            return asyncio.run(serve_and_reload(own, watch, listener, tls))
+    host = load(folder, local)
+    listener = listen(port) if arguments.socket is None else socket.socket(fileno=arguments.socket)
+    asyncio.run(serve_until_stopped(host, listener, tls))
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote
 
@@ -15,6 +16,10 @@ from local.functions.aspnet import joined
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+GATEWAY_PAGE = (
+    "The specified CGI application encountered an error and the server terminated the process."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +34,7 @@ class Cors:
         asks = {"Origin", "Access-Control-Request-Method"} <= request.headers.keys()
         return bool(self.origins) and request.method == "OPTIONS" and asks
 
-    def add_headers(self, request: web.Request, response: web.Response) -> None:
+    def add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
         """Add the headers that let a page of an allowed origin read the answer."""
         origin = request.headers.get("Origin")
         any_origin = self.origins == ("*",)
@@ -59,7 +64,7 @@ def http_request(request: web.Request, path: str, parameters: dict[str, str], bo
     given = joined(parse_qsl(query))
     http = {
         "method": Datum(request.method, "string"),
-        "url": Datum(f"http://{request.host}{escaped}{query and '?'}{query}", "string"),
+        "url": Datum(f"{request.scheme}://{request.host}{escaped}{query and '?'}{query}", "string"),
         "headers": _strings(joined(request.headers.items())),
         "query": _strings(given),
         "params": _strings(parameters),
@@ -70,6 +75,22 @@ def http_request(request: web.Request, path: str, parameters: dict[str, str], bo
 
 def _strings(values: Mapping[str, str]) -> dict[str, Datum]:
     return {name: Datum(value, "string") for name, value in values.items()}
+
+
+def failure(status: int) -> web.Response:
+    """Return the answer to a request that does not get to a function, or whose function failed.
+
+    None is a problem document. 429 (HttpThrottleMiddleware in Azure/azure-functions-host) and 500
+    (ExceptionMiddleware) have no body and no Retry-After. The rest are documented by what people
+    got: 503 is HostAvailabilityCheckMiddleware's; 502 is the platform's, on Windows
+    (https://github.com/Azure/azure-webjobs-sdk/issues/1536). How the front end of Flex Consumption
+    puts it is documented nowhere.
+    """
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        return web.Response(status=status, text="Function host is not running.")
+    if status == HTTPStatus.BAD_GATEWAY:
+        return web.Response(status=status, text=GATEWAY_PAGE, content_type="text/html")
+    return web.Response(status=status)
 
 
 def http_response(returned: object) -> web.Response:

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import base64
 import ssl
 from typing import TYPE_CHECKING
 
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+HOW_TO_TRUST = """\
+curl      --cacert {file}
+Python    export SSL_CERT_FILE={file} REQUESTS_CA_BUNDLE={file}
+Node.js   export NODE_EXTRA_CA_CERTS={file}
+Java      keytool -importcert -noprompt -alias local -file {file} -keystore local.p12 -storepass worthless
+          java -Djavax.net.ssl.trustStore=local.p12 -Djavax.net.ssl.trustStorePassword=worthless
+Chromium  --user-data-dir="$(mktemp -d)" --ignore-certificate-errors-spki-list={pin}"""  # noqa: E501 - to paste
 
 
 class Certificates:
     """A new authority and one server certificate for loopback, written as PEM into a folder.
 
-    A process trusts them with `SSL_CERT_FILE` (Python), `REQUESTS_CA_BUNDLE` (requests) or
-    `NODE_EXTRA_CA_CERTS` (Node.js) set to `authority_file`.
+    The authority's key stays in this process, so the files sign nothing else.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -31,6 +42,25 @@ class Certificates:
 
     def server_context(self) -> ssl.SSLContext:
         """Return the TLS settings for a server with the certificate."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self.certificate_file, self.key_file)
-        return context
+        return server_context(self.certificate_file, self.key_file)
+
+    def how_to_trust(self) -> str:
+        """Return what each client needs, as lines to paste."""
+        return HOW_TO_TRUST.format(file=self.authority_file, pin=self._public_key_hash())
+
+    def _public_key_hash(self) -> str:
+        """Return the SHA-256 of the server's public key, by which Chromium knows certificates."""
+        certificate = x509.load_pem_x509_certificate(self.certificate_file.read_bytes())
+        public_key = certificate.public_key().public_bytes(
+            Encoding.DER, PublicFormat.SubjectPublicKeyInfo
+        )
+        digest = hashes.Hash(hashes.SHA256())
+        digest.update(public_key)
+        return base64.b64encode(digest.finalize()).decode()
+
+
+def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
+    """Return the TLS settings for a server with a certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return context

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from aiohttp import ClientSession
+from aiohttp import ClientConnectionError, ClientSession
 
 from local.functions.aspnet import Route, decoded_path, joined
 
@@ -472,6 +472,103 @@ class TestCors:
             == (await http.options("/api/echo", headers={"Origin": "https://one.example"})).status
         )
         assert 200 == (await http.options("/api/in_thread", headers=self.PREFLIGHT)).status
+
+
+class TestFailures:
+    """What a caller gets if the host or the platform does not run a function, on command."""
+
+    @pytest.fixture(autouse=True)
+    async def _no_failures(self, http: ClientSession) -> AsyncIterator[None]:
+        yield
+        await http.delete("/_local/faults")
+
+    @pytest.mark.parametrize(
+        ("fault", "body", "content_type"),
+        [
+            pytest.param({"status": 429}, "", None, id="too busy"),
+            pytest.param(
+                {"status": 429, "headers": {"Retry-After": "7"}}, "", None, id="with Retry-After"
+            ),
+            pytest.param({"status": 500}, "", None, id="failed"),
+            pytest.param(
+                {"status": 503}, "Function host is not running.", "text/plain", id="starting"
+            ),
+            pytest.param(
+                {"status": 502},
+                "The specified CGI application encountered an error and the server"
+                " terminated the process.",
+                *("text/html",),
+                id="crashed",
+            ),
+            pytest.param({"status": 504}, "", None, id="timed out"),
+            pytest.param(
+                {"status": 504, "body": "<p>late</p>", "content_type": "text/html"},
+                *("<p>late</p>", "text/html"),
+                id="a page of a proxy",
+            ),
+        ],
+    )
+    async def test_answer(
+        self, http: ClientSession, fault: dict[str, Any], body: str, content_type: str | None
+    ) -> None:
+        """The answer is no problem document, and comes once."""
+        assert 204 == (await http.post("/_local/faults", json=fault)).status
+
+        failed = await http.get("/api/echo")
+        again = await http.get("/api/echo")
+
+        assert (fault["status"], body) == (failed.status, await failed.text())
+        assert fault.get("headers", {}).get("Retry-After") == failed.headers.get("Retry-After")
+        assert content_type == (failed.content_type if body else None)
+        assert ("Content-Type" in failed.headers) == bool(body)
+        assert 200 == again.status
+
+    async def test_one_function(self, http: ClientSession) -> None:
+        """A failure may be for the function of a name, and requests are counted for each."""
+        await http.post("/_local/faults", json={"operation": "echo", "status": 429, "times": 2})
+
+        statuses = [
+            (await http.get(path)).status for path in ("/api/in_thread", "/api/echo/7", "/api/echo")
+        ]
+
+        assert [200, 429, 429] == statuses
+        counts = await (await http.get("/_local/counts")).json()
+        assert {"in_thread": 1, "echo": 2} == counts
+
+    @pytest.mark.parametrize(("status", "readable"), [(429, False), (503, False), (500, True)])
+    async def test_cross_origin(self, http: ClientSession, status: int, readable: bool) -> None:
+        """A page reads nothing of a host that is busy or not running, but preflights pass."""
+        headers = {"Origin": "https://one.example"}
+        await http.post("/_local/faults", json={"status": status})
+
+        preflight = await http.options("/api/echo", headers=headers | TestCors.PREFLIGHT)
+        answer = await http.get("/api/echo", headers=headers)
+
+        assert (204, status) == (preflight.status, answer.status)
+        assert readable == ("Access-Control-Allow-Origin" in answer.headers)
+
+    async def test_lost(self, http: ClientSession, host: RunningHost) -> None:
+        """A connection may be cut, before the function runs or after."""
+        before = host.printed().count("echo: INFO two")
+        await http.post("/_local/faults", json={"reset": True})
+        with pytest.raises(ClientConnectionError):
+            await http.post("/api/echo")
+        assert before == host.printed().count("echo: INFO two")
+
+        await http.post("/_local/faults", json={"reset": True, "after": True})
+        with pytest.raises(ClientConnectionError):
+            await http.post("/api/echo")
+        assert before + 1 == host.printed().count("echo: INFO two")
+
+    async def test_not_a_failure(self, http: ClientSession) -> None:
+        """What is misspelled is refused, not forgotten; other paths and names stay as they are."""
+        assert 400 == (await http.post("/_local/faults", json={"state": 429})).status
+        foreign = {"Host": "evil.example"}
+        assert 403 == (await http.post("/_local/faults", json={}, headers=foreign)).status
+        await http.post("/_local/faults", json={"status": 429})
+        assert 404 == (await http.get("/api/none")).status
+        assert 200 == (await http.get("/admin/host/status")).status
+        assert 429 == (await http.get("/api/echo")).status
 
 
 class TestTimers:
