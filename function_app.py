@@ -20,6 +20,7 @@ from shared.http import (
     answers_problems,
     bearer_token,
     done,
+    held_token,
     json_document,
     json_response,
     person_of,
@@ -46,6 +47,28 @@ async def token(req: func.HttpRequest) -> func.HttpResponse:
     caller = await services().broker.authenticate(access_token)
     issued = await services().broker.issue(caller, TokenRequest.parse(req))
     return json_response(issued.as_json())
+
+
+@app.route(route="token/entra")
+@answers_problems("GET", "POST", event="token_exchanged")
+async def token_entra(req: func.HttpRequest) -> func.HttpResponse:
+    """Exchange the caller's Entra access token for an ACS access token of an Entra ID user."""
+    access_token = bearer_token(req.headers)
+    caller = await services().broker.authenticate(access_token)
+    held = held_token(req)
+    exchanged = await services().exchange.for_entra_user(caller, access_token, held)
+    return json_response(exchanged.as_json())
+
+
+@app.route(route="token/teams")
+@answers_problems("GET", "POST", event="token_exchanged")
+async def token_teams(req: func.HttpRequest) -> func.HttpResponse:
+    """Exchange the caller's Entra access token for an ACS access token of a Teams user."""
+    access_token = bearer_token(req.headers)
+    caller = await services().broker.authenticate(access_token)
+    held = held_token(req)
+    exchanged = await services().exchange.for_teams_user(caller, access_token, held)
+    return json_response(exchanged.as_json())
 
 
 @app.route(route="token/revoke")

@@ -5,7 +5,7 @@
 
 targetScope = 'subscription'
 
-import { accessOptions, alertThresholds, backupOptions, budgetOptions, dnsZoneIds, pruneOptions, scaleOptions, subnetIds, tokenOptions } from 'types.bicep'
+import { accessOptions, alertThresholds, backupOptions, budgetOptions, dnsZoneIds, exchangeOptions, pruneOptions, scaleOptions, subnetIds, tokenOptions } from 'types.bicep'
 
 @description('Name of this environment, such as dev or prod: lower-case letters, digits and hyphens. The names of all resources contain it or a hash of it.')
 @minLength(2)
@@ -69,6 +69,9 @@ param communicationServiceId string = ''
   'United States'
 ])
 param dataLocation string = 'Europe'
+
+@description('Whether callers can get tokens as Entra ID users or Teams users. The broker\'s registration must then trust the app\'s identity.')
+param exchanges exchangeOptions = { kinds: [] }
 
 @description('What the ACS tokens allow, and for how long.')
 param tokens tokenOptions = { scopes: ['voip'], lifetimeMinutes: 60, maxLifetimeMinutes: 1440 }
@@ -453,6 +456,7 @@ module app 'modules/app.bicep' = {
     entraAllowedClientIds: entraAllowedClientIds
     entraAdminRole: entraAdminRole
     entraOperatorTenantId: entraOperatorTenantId
+    exchanges: exchanges
     tokens: tokens
     prune: prune
     backupEndpoint: backupStorage.outputs.blobEndpoint

@@ -43,6 +43,18 @@ type tokenOptions = {
 }
 
 @export()
+@description('Whether callers can get tokens as who they are to ACS already, without an identity of the broker\'s.')
+@sealed()
+type exchangeOptions = {
+  @description('The exchanges that are on: for Entra ID users, and for Teams users or for Teams extension.')
+  kinds: ('entra' | 'teams' | 'teams-extension')[]
+
+  @description('Scopes of Entra ID users, or .default alone for all that were consented to; null: VoIP.')
+  @minLength(1)
+  entraScopes: ('.default' | 'VoIP' | 'VoIP.Join' | 'Chat' | 'Chat.Join' | 'Chat.Join.Limited')[]?
+}
+
+@export()
 @description('When identities that nobody uses are removed, and the limits on that.')
 @sealed()
 type pruneOptions = {

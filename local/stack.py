@@ -25,7 +25,13 @@ from azure.data.tables.aio import TableServiceClient
 from azure.storage.blob.aio import ContainerClient
 
 from local.acs.emulator import AcsEmulator
-from local.entra.directory import USER_ASSIGNED_IDENTITY
+from local.entra.directory import (
+    BROKER,
+    CONTOSO,
+    DESKTOP_APP,
+    USER_ASSIGNED_IDENTITY,
+    WEB_APP,
+)
 from local.entra.emulator import EntraEmulator
 from local.entra.managed_identity import ManagedIdentityEmulator
 from local.serving.application import LOOPBACK, serve
@@ -126,6 +132,13 @@ async def emulators(
         )
         entra = EntraEmulator()
         acs = AcsEmulator(access_key=access_key, verify_bearer=entra.verify)
+        # Contoso's people have access to the ACS resource, with the broker and with Contoso's apps.
+        acs.entra_assignments[CONTOSO.tenant_id] = {
+            "objectId": CONTOSO.tenant_id,
+            "tenantId": CONTOSO.tenant_id,
+            "principalType": "tenant",
+            "clientIds": [app.client_id for app in (BROKER, WEB_APP, DESKTOP_APP)],
+        }
         secret = secrets.token_hex(16)
         identity = ManagedIdentityEmulator(entra, secret)
         assert storage.blob is not None  # noqa: S101 - it was given a port
@@ -154,6 +167,7 @@ async def emulators(
             }
             for name in ("ACS", "MAPPINGS", "BACKUP"):
                 del values[f"{name}_CONNECTION_STRING"]
+            del values["ENTRA_CLIENT_SECRET"]  # The registration trusts the managed identity.
             values |= {
                 "ACS_ENDPOINT": acs.url,
                 "MAPPINGS_TABLE_ENDPOINT": tables.endpoint,

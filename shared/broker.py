@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import math
 import time
@@ -14,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from shared import audit
-from shared.acs.identity import AcsToken
+from shared.acs.tokens import AcsToken
 from shared.clock import utc_now
 from shared.errors import (
     BrokerError,
@@ -345,7 +344,4 @@ def refuse_revoked(caller: Caller | Administrator, mapping: IdentityMapping) -> 
     mark = math.ceil(mapping.revoked_before.timestamp())
     if caller.issued_at < mark:
         claims = {"access_token": {"nbf": {"essential": True, "value": str(mark)}}}
-        raise RevokedTokenError(
-            "issued before the revocation",
-            claims=base64.b64encode(json.dumps(claims).encode()).decode(),
-        )
+        raise RevokedTokenError("issued before the revocation", claims=json.dumps(claims))

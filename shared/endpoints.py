@@ -31,6 +31,22 @@ GRAPH_HOSTS = {
     "login.microsoftonline.us": "graph.microsoft.us",
     "login.partner.microsoftonline.cn": "microsoftgraph.chinacloudapi.cn",
 }
+# ACS's app for Teams users, by authority host: https://github.com/Azure/azure-sdk-for-js,
+# sdk/communication/communication-common, names both.
+TEAMS_RESOURCES = {
+    PUBLIC_CLOUD: "https://auth.msft.communication.azure.com",
+    "login.microsoftonline.us": "https://auth.msft.communication.azure.us",
+}
+# The cloud in the id of a Teams user. That of the Department of Defense, `dod`, has the second
+# authority, too, and cannot be told apart by it.
+TEAMS_CLOUDS = {PUBLIC_CLOUD: "orgid", "login.microsoftonline.us": "gcch"}
+# The audience of assertions that a registration trusts, by authority host.
+# https://learn.microsoft.com/entra/workload-id/workload-identity-federation-config-app-trust-managed-identity
+TOKEN_EXCHANGE_AUDIENCES = {
+    PUBLIC_CLOUD: "api://AzureADTokenExchange",
+    "login.microsoftonline.us": "api://AzureADTokenExchangeUSGov",
+    "login.partner.microsoftonline.cn": "api://AzureADTokenExchangeChina",
+}
 ACS_HOST_SUFFIXES = (".communication.azure.com", ".communication.azure.us")
 STORAGE_HOST = (
     r"[a-z0-9]{{3,24}}\.(z\d+\.)?{service}(\.storage\.azure\.net"

@@ -5,10 +5,12 @@ for the log, and never leaves the service.
 
     BrokerError
     ├── 400 InvalidRequestError
-    ├── 401 MissingTokenError, InvalidTokenError ── RevokedTokenError
+    ├── 401 MissingTokenError, InvalidTokenError, RevokedTokenError
     ├── 403 TenantNotAllowedError, InsufficientScopeError, ClientNotAllowedError,
-    │       ScopeNotAllowedError, AdminRequiredError
-    ├── 404 UserNotFoundError, 409 ConflictError
+    │       ScopeNotAllowedError, AdminRequiredError, ConsentRequiredError,
+    │       InsufficientClaimsError, NotAssignedError
+    ├── 404 UserNotFoundError, NotEnabledError
+    ├── 409 ConflictError
     ├── 405 MethodNotAllowedError, 413 PayloadTooLargeError, 415 UnsupportedMediaTypeError
     ├── 429 RateLimitedError
     ├── 500 InternalError
@@ -19,12 +21,30 @@ for the log, and never leaves the service.
     └── 504 UpstreamTimeoutError
 
 401 means that the token is bad; when that cannot be checked right now, the answer is 503. When ACS
-refuses *our* credentials, it is 502.
+or Entra refuses *our* credentials, it is 502.
 """
 
 from __future__ import annotations
 
+import base64
 from http import HTTPStatus
+
+# The names of RFC 9110, section 15. `HTTPStatus.phrase` has older ones before Python 3.13.
+TITLES = {
+    400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    409: "Conflict",
+    413: "Content Too Large",
+    415: "Unsupported Media Type",
+    429: "Too Many Requests",
+    500: "Internal Server Error",
+    502: "Bad Gateway",
+    503: "Service Unavailable",
+    504: "Gateway Timeout",
+}
 
 
 class BrokerError(Exception):
@@ -33,6 +53,9 @@ class BrokerError(Exception):
     Args:
         reason: goes into the log.
         retry_after: seconds until it makes sense to try again, if other than the class's own.
+        claims: what a new token must satisfy, as a claims request in JSON (OIDC Core 5.5). The app
+            hands it to MSAL, which then asks Entra for a new token instead of its cache:
+            https://learn.microsoft.com/entra/identity-platform/claims-challenge
     """
 
     status: HTTPStatus
@@ -40,19 +63,25 @@ class BrokerError(Exception):
     description: str
     retry_after: float | None = None
 
-    def __init__(self, reason: str = "", *, retry_after: float | None = None) -> None:
+    def __init__(
+        self, reason: str = "", *, retry_after: float | None = None, claims: str | None = None
+    ) -> None:
         super().__init__(reason or self.code)
+        self.claims = claims
         if retry_after is not None:
             self.retry_after = retry_after
 
     @property
     def title(self) -> str:
-        """The name of the status in RFC 9110, section 15."""
-        return self.status.phrase
+        """The name of the status."""
+        return TITLES[self.status]
 
     def challenge(self) -> dict[str, str]:
         """Return the parameters of the `WWW-Authenticate: Bearer` challenge, RFC 6750 section 3."""
-        return {"error": self.code, "error_description": self.description}
+        parameters = {"error": self.code, "error_description": self.description}
+        if self.claims is not None:
+            parameters["claims"] = base64.b64encode(self.claims.encode()).decode()
+        return parameters
 
 
 class InvalidRequestError(BrokerError):
@@ -83,21 +112,16 @@ class InvalidTokenError(BrokerError):
     description = "The access token is not valid for this service. Get a new one."
 
 
-class RevokedTokenError(InvalidTokenError):
-    """The access token was issued before its person signed out everywhere.
+class RevokedTokenError(BrokerError):
+    """The access token was revoked: its person signed out everywhere after it was issued."""
 
-    Args:
-        claims: what a new token must satisfy, as a claims request (OIDC Core 5.5) in base64. The
-            app hands it to MSAL, which then asks Entra for a new token instead of its cache.
-    """
-
-    def __init__(self, reason: str, *, claims: str) -> None:
-        super().__init__(reason)
-        self._claims = claims
+    status = HTTPStatus.UNAUTHORIZED
+    code = "token_revoked"
+    description = "The access token has been revoked. Get a new one that satisfies the claims."
 
     def challenge(self) -> dict[str, str]:
         """Return Entra's claims challenge: without it MSAL offers the cached token again."""
-        return {**super().challenge(), "error": "insufficient_claims", "claims": self._claims}
+        return {**super().challenge(), "error": "insufficient_claims"}
 
 
 class TenantNotAllowedError(BrokerError):
@@ -148,12 +172,50 @@ class AdminRequiredError(BrokerError):
     description = "This needs the access token of an administrator of the tenant concerned."
 
 
+class ConsentRequiredError(BrokerError):
+    """Nobody has allowed this service to call ACS for the caller, or ACS is not in the tenant."""
+
+    status = HTTPStatus.FORBIDDEN
+    code = "consent_required"
+    description = (
+        "Nobody in this person's organisation has consented to this service's use of Azure"
+        " Communication Services. An administrator there has to."
+    )
+
+
+class InsufficientClaimsError(BrokerError):
+    """Entra asks the caller for more before ACS may be called: another factor, a known device."""
+
+    status = HTTPStatus.FORBIDDEN
+    code = "insufficient_claims"  # That of Entra's claims challenges.
+    description = "Entra wants this person to sign in again. Hand the claims, if any, to MSAL."
+
+
+class NotAssignedError(BrokerError):
+    """The owner of the ACS resource has not given access to the caller, in person or by group."""
+
+    status = HTTPStatus.FORBIDDEN
+    code = "not_assigned"
+    description = (
+        "This person has no access to the Azure Communication Services resource. Its owner has to"
+        " assign the person, a group or the organisation, with this app."
+    )
+
+
 class UserNotFoundError(BrokerError):
     """The person has no ACS identity."""
 
     status = HTTPStatus.NOT_FOUND
     code = "user_not_found"
     description = "This person has no ACS identity. The person's own POST /api/user creates one."
+
+
+class NotEnabledError(BrokerError):
+    """The route exists, but the settings do not turn it on."""
+
+    status = HTTPStatus.NOT_FOUND
+    code = "not_enabled"
+    description = "This service's settings do not turn this exchange on (ACS_EXCHANGES)."
 
 
 class IdentityGoneError(BrokerError):
@@ -200,7 +262,6 @@ class PayloadTooLargeError(BrokerError):
     """The request body is larger than the contract allows."""
 
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-    title = "Content Too Large"  # RFC 9110; Python before 3.13 has the name of RFC 2616.
     code = "payload_too_large"
     description = "The request body may be at most 16 KiB long."
 
@@ -231,19 +292,19 @@ class InternalError(BrokerError):
 
 
 class UpstreamAuthError(BrokerError):
-    """ACS refuses this service's own credentials: the role or the access key is wrong."""
+    """ACS or Entra refuses this service's own credentials."""
 
     status = HTTPStatus.BAD_GATEWAY
     code = "upstream_auth"
-    description = "Azure Communication Services refused this service's own credentials."
+    description = "Azure Communication Services or Entra refused this service's own credentials."
 
 
 class UpstreamBadResponseError(BrokerError):
-    """ACS gave an answer that cannot be used."""
+    """ACS or Entra gave an answer that cannot be used."""
 
     status = HTTPStatus.BAD_GATEWAY
     code = "upstream_bad_response"
-    description = "Azure Communication Services gave an answer that cannot be used."
+    description = "Azure Communication Services or Entra gave an answer that cannot be used."
 
 
 class MisconfiguredError(BrokerError):
@@ -276,20 +337,20 @@ class StorageUnavailableError(BrokerError):
 
 
 class UpstreamUnavailableError(BrokerError):
-    """ACS is down or cannot be reached."""
+    """ACS or Entra is down or cannot be reached."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     code = "upstream_unavailable"
-    description = "Azure Communication Services cannot be used right now."
+    description = "Azure Communication Services or Entra cannot be used right now."
     retry_after = 5
 
 
 class UpstreamThrottledError(BrokerError):
-    """ACS limits our requests."""
+    """ACS or Entra limits our requests."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     code = "upstream_throttled"
-    description = "Azure Communication Services is limiting requests right now."
+    description = "Azure Communication Services or Entra is limiting requests right now."
     retry_after = 10
 
 

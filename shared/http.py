@@ -117,6 +117,23 @@ class TokenRequest:
         )
 
 
+def held_token(req: func.HttpRequest) -> str | None:
+    """Return the Entra token for ACS in the body of a POST, if there is one.
+
+    Raises:
+        InvalidRequestError: there is other input.
+        UnsupportedMediaTypeError: the body is not declared as JSON.
+    """
+    _refuse_query(req)
+    body = _body(req) if req.method == "POST" else {}
+    token = body.get("accessToken", "")
+    if not body.keys() <= {"accessToken"} or not isinstance(token, str):
+        raise InvalidRequestError("the body is not one accessToken")
+    if "accessToken" in body and not token:
+        raise InvalidRequestError("accessToken is empty")
+    return token or None
+
+
 @dataclass(frozen=True, slots=True)
 class UsersQuery:
     """Which people an administrator asks for."""
@@ -402,6 +419,8 @@ def _problem(error: BrokerError, trace_id: str) -> func.HttpResponse:
         "code": error.code,
         "traceId": trace_id,
     }
+    if error.claims is not None:
+        problem["claims"] = error.claims
     return _response(error.status, json.dumps(problem), "application/problem+json", headers)
 
 

@@ -10,17 +10,23 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 from azure.communication.identity.aio import CommunicationIdentityClient
 from azure.core.credentials import AzureKeyCredential
+from azure.core.pipeline.transport import AioHttpTransport
 from azure.data.tables.aio import TableClient
 from azure.identity.aio import DefaultAzureCredential, ManagedIdentityCredential
 
 from shared import audit
+from shared.acs.exchange import AcsExchange
 from shared.acs.identity import AcsIdentity
 from shared.broker import Broker
+from shared.clock import utc_now
 from shared.directory import Directory
 from shared.entra.access_tokens import AccessTokenValidator
+from shared.entra.client_assertions import ClientAssertions
 from shared.entra.graph import Graph
+from shared.entra.on_behalf_of import OnBehalfOf
 from shared.entra.signing_keys import SigningKeys
 from shared.errors import MisconfiguredError
+from shared.exchange import Exchange
 from shared.leavers import Leavers
 from shared.mappings.adoption import Adoption
 from shared.mappings.attempts import PAGE_SECONDS
@@ -65,6 +71,7 @@ class Services:
     """What the functions of one process call."""
 
     broker: Broker
+    exchange: Exchange
     directory: Directory
     pruner: Pruner
     sweeper: Sweeper
@@ -86,8 +93,10 @@ def build_services(env: Mapping[str, str]) -> Services:
     rows, entries = _table_clients(settings.mappings, credential, TABLE_BOUNDS)
     retries = RetryBudget()  # One for both tables, which share an account.
     mappings, ledger = IdentityMappings(rows, retries), Ledger(entries, retries)
-    acs = AcsIdentity(client=_acs_client(settings.acs, credential))
-    session = aiohttp.ClientSession(auto_decompress=False)
+    acs_client = _acs_client(settings.acs, credential)
+    acs = AcsIdentity(client=acs_client)
+    # Cookies of one person's requests must not come along with those of another.
+    session = aiohttp.ClientSession(auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar())
     keys = SigningKeys(
         session=session,
         authority=settings.entra.authority,
@@ -103,6 +112,12 @@ def build_services(env: Mapping[str, str]) -> Services:
         acs=acs,
         mappings=mappings,
         keys=keys,
+    )
+    exchange = Exchange(
+        settings=settings,
+        entra=_on_behalf_of(settings, session, credential),
+        acs=AcsExchange(client=acs_client, session=session, endpoint=settings.acs.endpoint),
+        mappings=mappings,
     )
     directory = Directory(
         settings=settings.acs,
@@ -122,7 +137,7 @@ def build_services(env: Mapping[str, str]) -> Services:
     )
     sweeper = Sweeper(endings=endings, mappings=mappings, ledger=ledger)
     back_up = functools.partial(_back_up, settings, credential)
-    return Services(broker, directory, pruner, sweeper, back_up)
+    return Services(broker, exchange, directory, pruner, sweeper, back_up)
 
 
 def _settings(env: Mapping[str, str]) -> Settings:
@@ -131,6 +146,32 @@ def _settings(env: Mapping[str, str]) -> Settings:
     except SettingsError as exc:
         audit.record("settings_invalid", {"reason": str(exc)}, level=logging.ERROR)
         raise MisconfiguredError(str(exc)) from exc
+
+
+def _on_behalf_of(
+    settings: Settings, session: aiohttp.ClientSession, credential: Credential
+) -> OnBehalfOf:
+    client_id, authority = settings.entra.client_id, settings.entra.authority
+    secret, certificate = settings.exchanges.client_secret, settings.exchanges.client_certificate
+    assertions = None
+    if certificate is not None:
+        assertions = ClientAssertions(certificate, client_id=client_id, authority=authority)
+
+    async def client_credential(tenant_id: str) -> dict[str, Any]:
+        if secret is not None:
+            return {"client_secret": secret}
+        if assertions is not None:
+            return {"client_assertion_func": lambda: assertions.sign(tenant_id, now=utc_now())}
+        # The managed identity's token is kept until it is about to expire.
+        proof = await credential().get_token(f"{settings.entra.token_exchange_audience}/.default")
+        return {"client_assertion_func": lambda: proof.token}
+
+    return OnBehalfOf(
+        authority=authority,
+        client_id=client_id,
+        client_credential=client_credential,
+        transport=AioHttpTransport(session=session, session_owner=False),
+    )
 
 
 def _leavers(

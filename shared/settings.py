@@ -7,9 +7,13 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar, cast
 
+from shared.certificates import client_certificate
 from shared.endpoints import (
     GRAPH_HOSTS,
     PUBLIC_CLOUD,
+    TEAMS_CLOUDS,
+    TEAMS_RESOURCES,
+    TOKEN_EXCHANGE_AUDIENCES,
     V1_ISSUERS,
     acs_connection_endpoint,
     acs_connection_key,
@@ -20,10 +24,20 @@ from shared.endpoints import (
     table_connection_string,
     table_endpoint,
 )
+from shared.exchange_kinds import (
+    entra_kind,
+    entra_scope_names,
+    exchange_names,
+    teams_kind,
+)
 from shared.identifiers import GUID
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+
+    from shared.exchange_kinds import (
+        ExchangeKind,
+    )
 
 ACS_SCOPES = frozenset({"chat", "voip", "chat.join", "chat.join.limited", "voip.join"})
 LIFETIME_MINUTES = range(60, 1440 + 1)  # What ACS takes.
@@ -79,6 +93,25 @@ class EntraSettings:
         return f"https://{GRAPH_HOSTS.get(host, GRAPH_HOSTS[PUBLIC_CLOUD])}"
 
     @property
+    def token_exchange_audience(self) -> str:
+        """The audience of the managed identity's tokens that prove that the broker is itself."""
+        return self._of_cloud(TOKEN_EXCHANGE_AUDIENCES)
+
+    @property
+    def teams_resource(self) -> str:
+        """The URI of ACS's app for Teams users."""
+        return self._of_cloud(TEAMS_RESOURCES)
+
+    @property
+    def teams_cloud(self) -> str:
+        """The cloud in the ids of Teams users, such as `orgid` in `8:orgid:...`."""
+        return self._of_cloud(TEAMS_CLOUDS)
+
+    def _of_cloud(self, by_host: Mapping[str, str]) -> str:
+        host = (self.authority or "").partition("://")[2]  # None, if that setting is wrong.
+        return by_host.get(host, by_host[PUBLIC_CLOUD])
+
+    @property
     def keys_of(self) -> str:
         """Whose signing keys are fetched: those of the one tenant, or of all organisations."""
         if self.tenant_ids is not None and len(self.tenant_ids) == 1:
@@ -95,6 +128,17 @@ class AcsSettings:
     scopes: tuple[str, ...]
     lifetime: timedelta
     max_lifetime: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeSettings:
+    """Which exchanges there are, and how the broker's registration proves itself to Entra."""
+
+    entra: ExchangeKind | None  # None: off.
+    teams: ExchangeKind | None
+    # Neither of the two: with a token of the managed identity.
+    client_secret: str | None = field(repr=False)
+    client_certificate: bytes | None = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +185,7 @@ class Settings:
 
     entra: EntraSettings
     acs: AcsSettings
+    exchanges: ExchangeSettings
     mappings: MappingsSettings
     prune: PruneSettings
     backup: BackupSettings | None  # None: there are no backups.
@@ -155,9 +200,11 @@ class Settings:
             SettingsError: at least one is missing or wrong; the error names them all.
         """
         reader = _Reader(env)
+        entra = _entra(reader)
         settings = cls(
-            entra=_entra(reader),
+            entra=entra,
             acs=_acs(reader),
+            exchanges=_exchanges(reader, entra),
             mappings=_mappings(reader),
             prune=_prune(reader),
             backup=_backup(reader),
@@ -289,6 +336,22 @@ def _acs(reader: _Reader) -> AcsSettings:
         scopes=reader.read("ACS_TOKEN_SCOPES", _acs_scopes, "chat,voip"),
         lifetime=lifetime,
         max_lifetime=max_lifetime,
+    )
+
+
+def _exchanges(reader: _Reader, entra: EntraSettings) -> ExchangeSettings:
+    names = reader.read("ACS_EXCHANGES", exchange_names, "") or frozenset()
+    scopes = reader.read("ACS_ENTRA_SCOPES", entra_scope_names, "VoIP")
+    certificate = reader.optional("ENTRA_CLIENT_CERTIFICATE", client_certificate)
+    secret = reader.text("ENTRA_CLIENT_SECRET") or None
+    if reader.text("ENTRA_CLIENT_CERTIFICATE") and secret:
+        reader.problems.append("set at most one of ENTRA_CLIENT_CERTIFICATE, ENTRA_CLIENT_SECRET")
+    for_teams = next(iter(names - {"entra"}), None)
+    return ExchangeSettings(
+        entra=entra_kind(scopes) if scopes and "entra" in names else None,
+        teams=teams_kind(for_teams, entra.teams_resource) if for_teams else None,
+        client_secret=secret,
+        client_certificate=certificate,
     )
 
 

@@ -77,6 +77,9 @@ def find_all(name: str, document: Any) -> Iterator[dict[str, Any]]:
         yield from find_all(name, value)
 
 
+CLAIMS = '{"access_token": {"nbf": {"essential": true, "value": "1790000000"}}}'
+
+
 def every_error() -> list[BrokerError]:
     """Return one of each class of the tree."""
 
@@ -85,7 +88,8 @@ def every_error() -> list[BrokerError]:
         return [each for sub in public for each in (sub, *classes(sub))]
 
     arguments: dict[type[BrokerError], dict[str, Any]] = {
-        errors.RevokedTokenError: {"claims": "e30="},
+        errors.RevokedTokenError: {"claims": CLAIMS},
+        errors.InsufficientClaimsError: {"claims": CLAIMS},
         errors.InsufficientScopeError: {"scope": "access_as_user"},
         errors.MethodNotAllowedError: {"allowed": ("GET",)},
     }
@@ -110,6 +114,10 @@ class TestProblems:
         assert (error.status.value, error.code) == (response.status_code, problem["code"])
         assert (error.title, error.description) == (problem["title"], problem["detail"])
         assert TRACE == problem["traceId"]
+        challenge = response.headers.get("WWW-Authenticate", "")
+        encoded = challenge.partition('claims="')[2].partition('"')[0]
+        assert error.claims == problem.get("claims")
+        assert (error.claims or "") == base64.b64decode(encoded).decode()
         assert b"for the log alone" not in response.get_body()
         assert (error.status in {401, 403}) == ("WWW-Authenticate" in response.headers)
         may_pass = error.status in {429, 503, 504} or error.code == "identity_gone"
@@ -656,6 +664,47 @@ class TestAdoptedIdentity:
 
         with pytest.raises(errors.UnsupportedMediaTypeError):
             http.adopted_identity(asking(body, media_type="text/plain"))
+
+
+class TestHeldToken:
+    """The Entra token for ACS that a caller may send."""
+
+    @pytest.mark.parametrize(
+        ("body", "token"),
+        [(None, None), (b"", None), (b"{}", None), (b' {"accessToken": "a.b.c"}\n', "a.b.c")],
+    )
+    def test_good(self, body: bytes | None, token: str | None) -> None:
+        """Nothing, an empty object, or one token."""
+        assert token == http.held_token(asking(body))
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b"[]",
+            b"null",
+            b'{"accessToken": null}',
+            b'{"accessToken": ""}',
+            b'{"accessToken": 5}',
+            b'{"accessToken": "a", "accessToken": "b"}',
+            b'{"accessToken": "a", "scopes": ["voip"]}',
+            b'{"AccessToken": "a"}',
+        ],
+    )
+    def test_bad(self, body: bytes) -> None:
+        """Anything else."""
+        with pytest.raises(InvalidRequestError):
+            http.held_token(asking(body))
+
+    def test_no_parameters(self) -> None:
+        """A token in a URL would end up in logs."""
+        for body in (None, b"{}"):
+            with pytest.raises(InvalidRequestError):
+                http.held_token(asking(body, query={"accessToken": "a.b.c"}))
+
+    def test_media_type(self) -> None:
+        """Only JSON."""
+        with pytest.raises(errors.UnsupportedMediaTypeError):
+            http.held_token(asking(b'{"accessToken": "a"}', media_type="text/plain"))
 
 
 def asking(

@@ -15,19 +15,19 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     ["function_app"],
     ["shared.services"],
-    ["shared.directory"],
+    ["shared.directory", "shared.exchange"],
     ["shared.broker", "shared.prune", "shared.sweep"],
     ["shared.leavers", "shared.mappings"],
     ["shared.acs", "shared.entra"],
     ["shared.http", "shared.runs"],
     ["shared.rate_limit", "shared.settings"],
-    ["shared.audit", "shared.endpoints", "shared.errors", "shared.identifiers"],
     [
-        "shared.circuit",
-        "shared.clock",
-        "shared.retry_budget",
-        "shared.single_flight",
-        "shared.strict_json",
+        *("shared.audit", "shared.certificates", "shared.documents", "shared.endpoints"),
+        *("shared.errors", "shared.exchange_kinds", "shared.identifiers"),
+    ],
+    [
+        *("shared.circuit", "shared.clock", "shared.retry_budget"),
+        *("shared.single_flight", "shared.strict_json"),
     ],
 ]
 # The modules that may import a library, or `os` for the process's environment.
@@ -35,10 +35,10 @@ ONLY = {
     "azure.communication": {"shared.acs", "shared.services"},
     "azure.data": {"shared.mappings", "shared.services"},
     "azure.functions": {"function_app", "shared.http"},
-    "azure.identity": {"shared.services"},
+    "azure.identity": {"shared.entra", "shared.services"},
     "azure.storage": {"shared.mappings", "shared.services"},
-    "aiohttp": {"shared.entra", "shared.services"},
-    "cryptography": {"shared.entra"},
+    "aiohttp": {"shared.acs", "shared.documents", "shared.entra", "shared.services"},
+    "cryptography": {"shared.certificates", "shared.entra"},
     "jwt": {"shared.entra"},
     "os": {"function_app"},
 }

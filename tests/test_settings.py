@@ -56,6 +56,7 @@ def test_defaults() -> None:
     )
     assert settings.backup is None
     assert settings.leavers is None
+    assert (None, None) == (settings.exchanges.entra, settings.exchanges.teams)
     assert settings.managed_identity_client_id is None
 
 
@@ -184,6 +185,82 @@ def test_tenant_of_leavers() -> None:
     ) == caught.value.problems
 
 
+def test_exchanges() -> None:
+    """Each exchange asks for its own scopes of its own resource."""
+    clients, teams = "https://communication.azure.com/clients", "https://auth.msft.communication"
+
+    on = Settings.from_env(REQUIRED | {"ACS_EXCHANGES": "teams, entra"}).exchanges
+
+    assert on.entra is not None
+    assert (f"{clients}/VoIP",) == on.entra.scopes
+    assert frozenset({"voip"}) == on.entra.acs_scopes
+    assert {clients, f"{clients}/", "2a04943b-b6a7-4f65-8786-2bb6131b59f6"} == on.entra.audiences
+    assert on.teams is not None
+    assert (
+        f"{teams}.azure.com/Teams.ManageCalls",
+        f"{teams}.azure.com/Teams.ManageChats",
+    ) == on.teams.scopes
+    assert "1fd5118e-2576-4263-8130-9503064c837a" in on.teams.audiences
+    assert (None, None) == (on.client_secret, on.client_certificate)
+
+
+def test_scopes_of_exchanges() -> None:
+    """What Entra calls VoIP.Join is voip.join at ACS; `.default` can be anything."""
+    changes = {"ACS_EXCHANGES": "entra,teams-extension", "ACS_ENTRA_SCOPES": "VoIP.Join,Chat"}
+    some = Settings.from_env(REQUIRED | changes).exchanges
+    everything = Settings.from_env(REQUIRED | changes | {"ACS_ENTRA_SCOPES": ".default"}).exchanges
+
+    assert some.entra is not None
+    assert frozenset({"voip.join", "chat"}) == some.entra.acs_scopes
+    assert everything.entra is not None
+    assert ("https://communication.azure.com/clients/.default",) == everything.entra.scopes
+    assert everything.entra.acs_scopes is None
+    assert some.teams is not None
+    assert ("teams-extension", 1) == (some.teams.name, len(some.teams.scopes))
+
+
+@pytest.mark.parametrize(
+    ("host", "audience", "teams", "cloud"),
+    [
+        ("login.microsoftonline.com", "api://AzureADTokenExchange", "com", "orgid"),
+        ("login.microsoftonline.us", "api://AzureADTokenExchangeUSGov", "us", "gcch"),
+        ("login.partner.microsoftonline.cn", "api://AzureADTokenExchangeChina", "com", "orgid"),
+    ],
+)
+def test_clouds_of_exchanges(host: str, audience: str, teams: str, cloud: str) -> None:
+    """Each cloud has its own audience for proofs, app for Teams users, and ids of them."""
+    changes = {"ENTRA_AUTHORITY_HOST": f"https://{host}", "ACS_EXCHANGES": "teams"}
+    settings = Settings.from_env(REQUIRED | changes)
+
+    assert audience == settings.entra.token_exchange_audience
+    assert cloud == settings.entra.teams_cloud
+    assert settings.exchanges.teams is not None
+    assert f"https://auth.msft.communication.azure.{teams}" == settings.exchanges.teams.uri
+
+
+def test_both_proofs() -> None:
+    """A registration proves itself in one way; the problem quotes no secret."""
+    changes = {"ENTRA_CLIENT_SECRET": "s3cret", "ENTRA_CLIENT_CERTIFICATE": "s3cret.pem"}
+
+    with pytest.raises(SettingsError, match="set at most one of ENTRA_CLIENT_CERT") as caught:
+        Settings.from_env(REQUIRED | changes)
+
+    assert "s3cret" not in str(caught.value)
+    secret = Settings.from_env(REQUIRED | {"ENTRA_CLIENT_SECRET": "s3cret"})
+    assert "s3cret" == secret.exchanges.client_secret
+    assert "s3cret" not in repr(secret)
+
+
+def test_exchange_without_an_authority() -> None:
+    """Problems are named one by one, also where one setting depends on another."""
+    changes = {"ENTRA_AUTHORITY_HOST": "https://evil.example", "ACS_EXCHANGES": "teams"}
+
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_env(REQUIRED | changes)
+
+    assert 1 == len(caught.value.problems)
+
+
 def test_access_keys() -> None:
     """Connection strings work instead of managed identity, and are not shown."""
     settings = Settings.from_env(
@@ -274,6 +351,12 @@ def test_development_storage() -> None:
         ("ACS_ENDPOINT", "https://contoso.communication.azure.com.evil.example"),
         ("ACS_ENDPOINT", "https://evil.example#.communication.azure.com"),
         ("ACS_ENDPOINT", "https://contoso.communication.azure.com/path"),
+        ("ACS_EXCHANGES", "entra,skype"),
+        ("ACS_EXCHANGES", "Entra"),
+        ("ACS_EXCHANGES", "teams,teams-extension"),
+        ("ACS_ENTRA_SCOPES", "voip"),
+        ("ACS_ENTRA_SCOPES", "VoIP,.default"),
+        ("ACS_ENTRA_SCOPES", ","),
         ("ACS_TOKEN_SCOPES", "chat,video"),
         ("ACS_TOKEN_SCOPES", ","),
         ("ACS_TOKEN_LIFETIME_MINUTES", "59"),

@@ -1,6 +1,6 @@
 // The function app and its Flex Consumption plan.
 
-import { accessOptions, pruneOptions, scaleOptions, tokenOptions } from '../types.bicep'
+import { accessOptions, exchangeOptions, pruneOptions, scaleOptions, tokenOptions } from '../types.bicep'
 
 @description('Region of the app.')
 param location string
@@ -66,6 +66,9 @@ param entraAdminRole string
 @description('Id of the tenant whose administrators administer all tenants; empty: none.')
 param entraOperatorTenantId string
 
+@description('Whether callers can get tokens as Entra ID users or Teams users.')
+param exchanges exchangeOptions
+
 @description('What the ACS tokens allow.')
 param tokens tokenOptions
 
@@ -123,6 +126,8 @@ var brokerSettings = {
   ENTRA_OPERATOR_TENANT_ID: entraOperatorTenantId
   ENTRA_AUTHORITY_HOST: environment().authentication.loginEndpoint
   ACS_ENDPOINT: acsEndpoint
+  ACS_EXCHANGES: join(exchanges.kinds, ',')
+  ACS_ENTRA_SCOPES: join(exchanges.?entraScopes ?? ['VoIP'], ',')
   ACS_TOKEN_SCOPES: join(tokens.scopes, ',')
   ACS_TOKEN_LIFETIME_MINUTES: string(tokens.lifetimeMinutes)
   ACS_TOKEN_MAX_LIFETIME_MINUTES: string(tokens.maxLifetimeMinutes)

@@ -9,12 +9,10 @@ https://learn.microsoft.com/rest/api/communication/identity
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
 import re
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +25,9 @@ from azure.core.exceptions import (
     ServiceResponseTimeoutError,
 )
 
-from shared import audit, strict_json
+from shared import audit
 from shared.acs.breaker import Breaker
+from shared.acs.tokens import check_contents, checked_token
 from shared.errors import (
     BrokerError,
     ForeignIdentityError,
@@ -45,26 +44,19 @@ from shared.single_flight import SingleFlight
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
+    from datetime import datetime
 
     from azure.communication.identity.aio import CommunicationIdentityClient
     from azure.core.credentials import AccessToken
+
+    from shared.acs.tokens import AcsToken
 
 OPERATION_SECONDS = 4  # For the whole call; the SDK's read timeout starts again with every byte.
 BOUNDS: dict[str, Any] = {"connection_timeout": 1, "read_timeout": 3, "permit_redirects": False}
 # Repeating a create may make two identities. aiohttp itself repeats a DELETE once.
 ONCE: dict[str, Any] = {"retry_total": 0, **BOUNDS}
-# b64token, RFC 6750 section 2.1. The SDK does not check it.
-_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{1,16384}=*")
 EXPIRY_TOLERANCE = timedelta(minutes=5)
 MAX_LOGGED = 200  # characters
-
-
-@dataclass(frozen=True, slots=True)
-class AcsToken:
-    """An ACS access token and when it expires."""
-
-    token: str = field(repr=False)
-    expires_on: datetime
 
 
 class AcsIdentity:
@@ -160,10 +152,10 @@ class AcsIdentity:
             async with _translated():
                 answer = await self._get_token(acs_id, asked, lifetime)
             # The SDK's type says int; what it passes on is ACS's ISO 8601 text.
-            issued = AcsToken(answer.token, _expiry(answer.expires_on))
+            issued = checked_token(answer.token, answer.expires_on)
             if abs(issued.expires_on - now - lifetime) > EXPIRY_TOLERANCE:
-                raise UpstreamBadResponseError("issue: the lifetime is not the one asked for")
-            _check_token(issued.token, acs_id, asked)
+                raise UpstreamBadResponseError("the lifetime is not the one asked for")
+            check_contents(issued.token, acs_ids={acs_id}, scopes=asked)
         return issued
 
     async def _get_token(self, acs_id: str, scopes: list[str], lifetime: timedelta) -> AccessToken:
@@ -236,11 +228,12 @@ def error_of(exc: Exception) -> BrokerError:
     if isinstance(exc, ClientAuthenticationError):  # Also raised if a credential gets no token.
         return UpstreamAuthError(name)
     if isinstance(exc, HttpResponseError) and exc.status_code is not None:
-        return _error_of_status(exc.status_code, _retry_after(exc))
+        return error_of_status(exc.status_code, _retry_after(exc))
     return UpstreamBadResponseError(name)
 
 
-def _error_of_status(status: int, wait: float | None) -> BrokerError:
+def error_of_status(status: int, wait: float | None) -> BrokerError:
+    """Return the error for the status of an answer, which may say how many seconds to wait."""
     reason = f"ACS answered {status}"
     error: BrokerError = UpstreamBadResponseError(reason)
     if status in {401, 403}:
@@ -257,43 +250,10 @@ def _error_of_status(status: int, wait: float | None) -> BrokerError:
 
 
 def _retry_after(exc: HttpResponseError) -> float | None:
-    """Return the seconds in Retry-After; for its other form, a date, our own default is used."""
     headers: Mapping[str, str] = getattr(exc.response, "headers", None) or {}
-    text = headers.get("Retry-After", "")
+    return seconds_of(headers.get("Retry-After", ""))
+
+
+def seconds_of(text: str) -> float | None:
+    """Return the seconds in Retry-After; for its other form, a date, our own default is used."""
     return float(text) if re.fullmatch(r"[0-9]{1,9}", text) else None
-
-
-def _expiry(text: object) -> datetime:
-    try:
-        expires_on = datetime.fromisoformat(str(text))
-    except ValueError:
-        raise UpstreamBadResponseError("issue: expiresOn is not a date") from None
-    if expires_on.tzinfo is None:
-        raise UpstreamBadResponseError("issue: expiresOn has no time zone")
-    return expires_on
-
-
-def _check_token(token: object, acs_id: str, scopes: list[str]) -> None:
-    """Refuse a token that is for another identity, or has more scopes than were asked for.
-
-    The token's format is not documented, so a token that cannot be read is accepted.
-    """
-    if not isinstance(token, str) or not _TOKEN.fullmatch(token):
-        raise UpstreamBadResponseError("issue: no token")
-    claims = _readable_claims(token)
-    if claims.get("skypeid", acs_id.removeprefix("8:")) != acs_id.removeprefix("8:"):
-        raise UpstreamBadResponseError("issue: a token for another identity")
-    granted = claims.get("acsScope", "")
-    if granted and not set(str(granted).split(",")).issubset(scopes):
-        raise UpstreamBadResponseError("issue: more scopes than asked for")
-
-
-def _readable_claims(token: str) -> dict[str, Any]:
-    _, _, rest = token.partition(".")
-    payload, _, _ = rest.partition(".")
-    try:
-        return strict_json.loads_object(
-            base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
-        )
-    except ValueError:
-        return {}

@@ -154,6 +154,18 @@ def key_id_of(access_token: str) -> str:
     return key_id
 
 
+def unverified_claims(access_token: str) -> dict[str, Any]:
+    """Return the claims of a token whose signature somebody else will verify.
+
+    Raises:
+        InvalidTokenError: it does not have the shape of an Entra access token.
+    """
+    key_id_of(access_token)
+    claims = _object(_decode(access_token.split(".")[1]), "payload")
+    _check_names(claims)
+    return claims
+
+
 def _decode(segment: str) -> bytes:
     """Decode canonical base64url without padding (RFC 7515, section 2)."""
     try:
@@ -239,10 +251,8 @@ def _who(
     claims: VerifiedClaims, key: SigningKey, settings: EntraSettings, now: datetime
 ) -> tuple[Person, str | None]:
     """Return whom a token was issued for, and to which app, after checking all but permissions."""
-    for name in claims:
-        if name not in DECIDING_CLAIMS and name.casefold() in DECIDING_CLAIMS:
-            raise InvalidTokenError("a deciding claim in other letters")
-    _check_dates(claims, now.timestamp())
+    _check_names(claims)
+    check_dates(claims, now.timestamp())
     tenant_id = _tenant(claims, key, settings)
     object_id = claims.get("oid")
     if not _is_guid(object_id):
@@ -250,11 +260,22 @@ def _who(
     return Person(tenant_id, object_id), _client(claims)
 
 
+def _check_names(claims: Mapping[str, Any]) -> None:
+    for name in claims:
+        if name not in DECIDING_CLAIMS and name.casefold() in DECIDING_CLAIMS:
+            raise InvalidTokenError("a deciding claim in other letters")
+
+
 def _is_guid(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and GUID.fullmatch(value) is not None
 
 
-def _check_dates(claims: Mapping[str, Any], now: float) -> None:
+def check_dates(claims: Mapping[str, Any], now: float) -> None:
+    """Refuse claims that do not hold now.
+
+    Raises:
+        InvalidTokenError: a date is missing, over, still to come, or makes no sense.
+    """
     issued_at, not_before, expires = (_date(claims, name) for name in ("iat", "nbf", "exp"))
     starts = max(issued_at, not_before)
     if expires + CLOCK_SKEW <= now:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import aiohttp
 from yarl import URL
 
-from shared.entra.documents import read_object
+from shared.documents import read_object
 from shared.identifiers import GUID
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from shared import audit
-from shared.entra.documents import read_object
+from shared.documents import read_object
 from shared.errors import InvalidTokenError, KeysUnavailableError
 
 if TYPE_CHECKING:

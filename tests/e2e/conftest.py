@@ -7,7 +7,7 @@ import json
 import time
 import uuid
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import pytest
 from azure.data.tables import TableClient
 from multidict import CIMultiDict
 
-from local.entra.directory import CONTOSO, DAEMON, FADI, WEB_APP
+from local.entra.directory import ADA, CONTOSO, DAEMON, FADI, WEB_APP
 from local.stack import emulators, functions_host
 from local.storage.azurite import ACCOUNT, ACCOUNT_KEY
 from tests.emulated import BackgroundLoop
@@ -66,6 +66,13 @@ class Running:
     def token_of_new_person(self, **claims: Any) -> str:
         """Return an access token of a new person of Contoso."""
         return self.stack.entra.issue_access_token(claims={"oid": str(uuid.uuid4()), **claims})
+
+    def token_of_new_member(self, **claims: Any) -> str:
+        """Return an access token of somebody whom Entra knows: a new user of Contoso."""
+        new = replace(ADA, object_id=str(uuid.uuid4()), user_name=f"{uuid.uuid4()}@contoso.example")
+        entra = self.stack.entra
+        entra.directory = replace(entra.directory, users=(*entra.directory.users, new))
+        return entra.issue_access_token(new.user_name, claims=claims)
 
     def fresh_token(self, object_id: str, **claims: Any) -> str:
         """Return an access token from after everything that a test has done."""

@@ -215,7 +215,7 @@ async def test_signed_out_administrator(app: Client, running: Running) -> None:
 
     refused = await app.get("/api/users?limit=1", token)
 
-    assert_problem(refused, 401, "invalid_token")
+    assert_problem(refused, 401, "token_revoked")
     assert "insufficient_claims" in refused.headers["WWW-Authenticate"]
     fresh = running.fresh_token(object_id, roles=["Mappings.Admin"])
     assert 200 == (await app.get("/api/users?limit=1", fresh)).status

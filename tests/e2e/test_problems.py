@@ -30,6 +30,8 @@ ELSEWHERE = "11111111-2222-4333-8444-555555555555"
 ONE_USER = f"/api/users/{ELSEWHERE}/{ELSEWHERE}"
 ALLOWED = {
     "/api/token": "GET, POST",
+    "/api/token/entra": "GET, POST",
+    "/api/token/teams": "GET, POST",
     "/api/token/revoke": "POST",
     "/api/user": "GET, POST, DELETE",
     "/api/users": "GET",
@@ -46,7 +48,11 @@ def assert_problem(answer: Answer, status: int, code: str) -> None:
     """Check all that every problem has."""
     assert (status, code) == (answer.status, answer.code), answer
     problem = answer.json
-    assert {"type", "title", "status", "detail", "instance", "code", "traceId"} == problem.keys()
+    always = {"type", "title", "status", "detail", "instance", "code", "traceId"}
+    assert always == problem.keys() - {"claims"}
+    challenge = answer.headers.get("WWW-Authenticate", "")
+    encoded = challenge.partition('claims="')[2].partition('"')[0]
+    assert problem.get("claims", "") == base64.b64decode(encoded).decode()
     assert status == problem["status"]
     assert "application/problem+json" == answer.headers["Content-Type"].partition(";")[0]
     assert "no-store" == answer.headers["Cache-Control"]
@@ -669,8 +675,8 @@ async def test_revoked(
         oid=object_id, iat=int(time.time()) + 1, nbf=int(time.time())
     )
 
-    assert_problem(answer, 401, "invalid_token")
-    assert_problem(again, 401, "invalid_token")
+    assert_problem(answer, 401, "token_revoked")
+    assert_problem(again, 401, "token_revoked")
     # One ACS token was issued during the first read, and discarded; later none is.
     assert before + 1 == running.stack.acs.faults.count("issue")
     challenge = answer.headers["WWW-Authenticate"]

@@ -69,7 +69,7 @@ class TestRevoke:
             *(each.post("/api/user", token) for each in [app, other]),
         )
         for each in refused:
-            assert_problem(each, 401, "invalid_token")
+            assert_problem(each, 401, "token_revoked")
         assert 204 == (await other.post("/api/token/revoke", token)).status
         line = await running.host.printed('"event": "tokens_revoked"')
         assert object_id in line
@@ -106,7 +106,7 @@ class TestRevoke:
         ended = await asyncio.gather(*in_flight)
 
         assert 204 == revoked.status
-        assert_problem(begun_after, 401, "invalid_token")
+        assert_problem(begun_after, 401, "token_revoked")
         tokens = [each.json["token"] for each in ended if each.status == 200]
         assert tokens, "none was in flight"
         later(seconds=SETTLED)
@@ -129,7 +129,7 @@ class TestRevoke:
 
         # Entra dates tokens back by five minutes: a new one is not enough.
         silently = await app.get("/api/token", entra.issue_access_token(GUEST.user_name))
-        assert_problem(silently, 401, "invalid_token")
+        assert_problem(silently, 401, "token_revoked")
         claims = claims_of(silently)
         moment = int(json.loads(claims)["access_token"]["nbf"]["value"])
         await asyncio.sleep(max(0, moment - time.time() + 0.1))
@@ -180,7 +180,7 @@ class TestRevoke:
         assert (202, {"status": "accepted"}) == (revoked.status, revoked.json)
         assert "900" == revoked.headers["Revoked-Within"]
         assert '"finished": false' in await running.host.printed('"event": "tokens_revoked"')
-        assert_problem(await app.get("/api/token", token), 401, "invalid_token")
+        assert_problem(await app.get("/api/token", token), 401, "token_revoked")
         later(seconds=SETTLED)
         await sweep()
         assert not acs.token_is_valid(issued.json["token"])
@@ -225,8 +225,8 @@ class TestErase:
         assert object_id in line
         assert old.json["user"]["id"] not in running.stack.acs.identities
         assert not running.stack.acs.token_is_valid(old.json["token"])
-        assert_problem(await app.get("/api/token", token), 401, "invalid_token")
-        assert_problem(await app.post("/api/user", token), 401, "invalid_token")
+        assert_problem(await app.get("/api/token", token), 401, "token_revoked")
+        assert_problem(await app.post("/api/user", token), 401, "token_revoked")
         fresh = running.fresh_token(object_id)
         assert_problem(await app.get("/api/user", fresh), 404, "user_not_found")
         new = await app.get("/api/token", fresh)
@@ -236,7 +236,7 @@ class TestErase:
             f"/api/users/{CONTOSO.tenant_id}/{object_id}", running.token_of_administrator()
         )
         assert 2 == shown.json["generation"]
-        assert_problem(await app.delete("/api/user", token), 401, "invalid_token")
+        assert_problem(await app.delete("/api/user", token), 401, "token_revoked")
         assert running.stack.acs.token_is_valid(new.json["token"])
 
     async def test_nobody(self, app: Client, running: Running) -> None:
@@ -283,7 +283,7 @@ class TestErase:
 
         assert (202, {"status": "accepted"}) == (erased.status, erased.json)
         assert "Revoked-Within" not in erased.headers
-        assert_problem(await app.get("/api/token", token), 401, "invalid_token")
+        assert_problem(await app.get("/api/token", token), 401, "token_revoked")
         assert acs_id in acs.identities
         later(minutes=6)
         await sweep()
@@ -303,6 +303,6 @@ class TestErase:
         assert 204 == (await app.delete("/api/user", token)).status
         ended = await in_flight
 
-        assert_problem(ended, 401, "invalid_token")
+        assert_problem(ended, 401, "token_revoked")
         assert acs_id not in acs.identities
         assert 0 == acs.faults.count("create")

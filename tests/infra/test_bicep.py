@@ -48,6 +48,8 @@ SETTINGS_IN_AZURE = {
     "ENTRA_OPERATOR_TENANT_ID": "",
     "ENTRA_AUTHORITY_HOST": "https://login.microsoftonline.com/",
     "ACS_ENDPOINT": "https://acs-dev-abc.europe.communication.azure.com",
+    "ACS_EXCHANGES": "",
+    "ACS_ENTRA_SCOPES": "VoIP",
     "ACS_TOKEN_SCOPES": "voip",
     "ACS_TOKEN_LIFETIME_MINUTES": "60",
     "ACS_TOKEN_MAX_LIFETIME_MINUTES": "1440",

@@ -28,7 +28,7 @@ from tests.simulation.world import Parts
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from shared.acs.identity import AcsToken
+    from shared.acs.tokens import AcsToken
     from shared.entra.access_tokens import Caller
     from shared.errors import BrokerError
     from shared.identifiers import Person

@@ -1,0 +1,135 @@
+"""What the broker does for a caller who is somebody at ACS already: an Entra ID or a Teams user.
+
+No identity is created, and none is remembered: ACS knows the person by the Entra token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from shared import audit
+from shared.acs.exchange import UserTokenRefusedError
+from shared.broker import user_json
+from shared.clock import utc_now
+from shared.entra.held_tokens import check_held_token
+from shared.errors import InvalidRequestError, NotEnabledError, UpstreamBadResponseError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from shared.acs.exchange import AcsExchange
+    from shared.acs.tokens import AcsToken
+    from shared.entra.access_tokens import Caller
+    from shared.entra.on_behalf_of import OnBehalfOf
+    from shared.exchange_kinds import ExchangeKind
+    from shared.settings import Settings
+
+# With less time left, the SDKs of ACS would ask for a token again at once.
+LEAST_LIFETIME = timedelta(minutes=10)
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangedToken:
+    """An ACS access token, and the user that it is for."""
+
+    token: str = field(repr=False)
+    expires_on: datetime
+    user: dict[str, object]
+
+    def as_json(self) -> dict[str, object]:
+        """Return the shape that every published ACS client reads."""
+        return {
+            "token": self.token,
+            "expiresOn": self.expires_on.isoformat(),
+            "user": self.user,
+        }
+
+
+class Exchange:
+    """Exchanges callers' Entra tokens for ACS tokens of the same people."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        entra: OnBehalfOf,
+        acs: AcsExchange,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._settings = settings.entra
+        self._kinds = settings.exchanges
+        self._entra = entra
+        self._acs = acs
+        self._clock = clock
+
+    async def for_entra_user(
+        self, caller: Caller, access_token: str, held: str | None
+    ) -> ExchangedToken:
+        """Return an ACS token of the caller as an Entra ID user.
+
+        Args:
+            caller: whom the access token was issued for.
+            access_token: the caller's, for the broker.
+            held: an Entra token for ACS, if the caller has sent one.
+
+        Raises:
+            NotEnabledError: the settings do not turn this exchange on.
+            InvalidRequestError: the token that the caller has sent cannot be exchanged.
+            NotAssignedError: the caller has no access to the ACS resource.
+            Upstream…Error: ACS failed. Others as `OnBehalfOf.token`.
+        """
+        return await self._exchange(self._kinds.entra, caller, access_token, held)
+
+    async def for_teams_user(
+        self, caller: Caller, access_token: str, held: str | None
+    ) -> ExchangedToken:
+        """Return an ACS token of the caller as a Teams user. Arguments as for `for_entra_user`."""
+        return await self._exchange(self._kinds.teams, caller, access_token, held)
+
+    async def _exchange(
+        self, kind: ExchangeKind | None, caller: Caller, access_token: str, held: str | None
+    ) -> ExchangedToken:
+        if kind is None:
+            raise NotEnabledError("not in ACS_EXCHANGES")
+        audit.note(kind=kind.name, held=held is not None)
+        if held is None:
+            client_id: str | None = self._settings.client_id
+            entra_token = await self._entra.token(
+                access_token, tenant_id=caller.person.tenant_id, scopes=kind.scopes
+            )
+        else:
+            client_id = caller.client_id
+            entra_token = held
+            check_held_token(
+                held,
+                caller=caller,
+                audiences=kind.audiences,
+                settings=self._settings,
+                least=LEAST_LIFETIME,
+                now=self._clock(),
+            )
+        try:
+            user, token = await self._at_acs(kind, entra_token, str(client_id), caller)
+        except UserTokenRefusedError as exc:
+            raise (InvalidRequestError(f"accessToken: {exc}") if held else exc.ours) from exc
+        if token.expires_on < self._clock() + LEAST_LIFETIME:
+            raise UpstreamBadResponseError("exchange: the token expires too soon")
+        return ExchangedToken(token.token, token.expires_on, user)
+
+    async def _at_acs(
+        self, kind: ExchangeKind, entra_token: str, client_id: str, caller: Caller
+    ) -> tuple[dict[str, object], AcsToken]:
+        if kind.name == "teams":
+            object_id = caller.person.object_id
+            token = await self._acs.teams_user(entra_token, client_id, object_id)
+            acs_id = f"8:{self._settings.teams_cloud}:{object_id}"
+            return {"microsoftTeamsUserId": object_id, "id": acs_id}, token
+        if kind.name == "entra":
+            acs_id, token = await self._acs.entra_user(entra_token, kind.acs_scopes)
+        else:
+            acs_id, token = await self._acs.teams_extension_user(entra_token)
+        audit.note(acs_id=acs_id)
+        return user_json(acs_id), token

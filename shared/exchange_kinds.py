@@ -1,0 +1,90 @@
+"""The exchanges of a person's Entra token for an ACS token, and what the settings say of each.
+
+Whom ACS sees is decided by the resource that the Entra token is for: one of the two first-party
+apps of ACS for users. https://learn.microsoft.com/azure/communication-services/concepts/identity-model
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Azure Communication Services Clients.
+CLIENTS_URI = "https://communication.azure.com/clients"
+CLIENTS_APP = "2a04943b-b6a7-4f65-8786-2bb6131b59f6"
+# ACS for users of Teams; its URI depends on the cloud.
+TEAMS_APP = "1fd5118e-2576-4263-8130-9503064c837a"
+# By their names in Entra, the scopes of tokens of the first, and the ACS scopes that they become.
+# https://learn.microsoft.com/azure/communication-services/quickstarts/identity/entra-id-authentication-integration
+CLIENTS_SCOPES = {
+    "VoIP": "voip",
+    "VoIP.Join": "voip.join",
+    "Chat": "chat",
+    "Chat.Join": "chat.join",
+    "Chat.Join.Limited": "chat.join.limited",
+}
+EVERYTHING = ".default"  # All scopes that were consented to.
+TEAMS_SCOPES = {
+    # https://learn.microsoft.com/azure/communication-services/quickstarts/manage-teams-identity
+    "teams": ("Teams.ManageCalls", "Teams.ManageChats"),
+    # https://learn.microsoft.com/azure/communication-services/quickstarts/tpe/teams-phone-extensibility-access-teams-phone
+    "teams-extension": ("TeamsExtension.ManageCalls",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeKind:
+    """One kind of exchange: what the Entra token is for."""
+
+    name: str  # As in the settings.
+    uri: str  # Of the resource.
+    app_id: str  # Of the resource.
+    scopes: tuple[str, ...]  # As Entra takes them.
+    acs_scopes: frozenset[str] | None = None  # What the ACS token may have; None: not known.
+
+    @property
+    def audiences(self) -> frozenset[str]:
+        """The audiences of tokens for the resource: its URI in v1 tokens, its app id in v2."""
+        return frozenset({self.uri, f"{self.uri}/", self.app_id})
+
+
+def entra_kind(names: tuple[str, ...]) -> ExchangeKind:
+    """Return the exchange for Entra ID users, with scopes by their names."""
+    everything = names == (EVERYTHING,)
+    return ExchangeKind(
+        *("entra", CLIENTS_URI, CLIENTS_APP),
+        scopes=tuple(f"{CLIENTS_URI}/{name}" for name in names),
+        acs_scopes=None if everything else frozenset(CLIENTS_SCOPES[name] for name in names),
+    )
+
+
+def teams_kind(name: str, uri: str) -> ExchangeKind:
+    """Return one of the two exchanges for Teams users."""
+    return ExchangeKind(
+        name, uri, TEAMS_APP, tuple(f"{uri}/{scope}" for scope in TEAMS_SCOPES[name])
+    )
+
+
+def exchange_names(text: str) -> frozenset[str]:
+    """Return the exchanges that a setting turns on.
+
+    Raises:
+        ValueError: it names others, or both of those for Teams users.
+    """
+    names = frozenset(item.strip() for item in text.split(",") if item.strip())
+    if not names <= {"entra", *TEAMS_SCOPES}:
+        raise ValueError("is not a list of entra, teams, teams-extension")
+    if names.issuperset(TEAMS_SCOPES):
+        raise ValueError("has both teams and teams-extension, which share a route")
+    return names
+
+
+def entra_scope_names(text: str) -> tuple[str, ...]:
+    """Return the scopes that a setting names.
+
+    Raises:
+        ValueError: ACS does not have them, or `.default` is not alone.
+    """
+    names = tuple(dict.fromkeys(item.strip() for item in text.split(",") if item.strip()))
+    if names != (EVERYTHING,) and not (names and CLIENTS_SCOPES.keys() >= set(names)):
+        raise ValueError(f"is neither a list of {', '.join(CLIENTS_SCOPES)} nor .default alone")
+    return names
