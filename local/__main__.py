@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from local.demo import DemoError, demo
-from local.entra.directory import DIRECTORY, FADI
+from local.entra.directory import FADI, USERS
 from local.stack import (
     ENTRA_PORT,
     FUNCTIONS_PORT,
@@ -129,7 +129,7 @@ def main() -> int:
     command("emulators", "run all but the functions until Ctrl-C, for `func start`")
     command("demo", "show the main job on free ports, then stop")
     token = command("token", "print a person's Entra access token from a running stack")
-    token.add_argument("user", choices=[user.user_name for user in DIRECTORY.users])
+    token.add_argument("user", choices=[user.user_name for user in USERS])
     token.add_argument("--entra", default=ENTRA_URL, help="the stack's Entra (%(default)s)")
     arguments = parser.parse_args()
     run: dict[str, Callable[[], Coroutine[None, None, None]]] = {

@@ -17,7 +17,7 @@ from local.entra.directory import ADA, BROKER, DAEMON, EXPENSES_API, FADI, WEB_A
 from local.stack import emulators, functions_host
 
 if TYPE_CHECKING:
-    from local.entra.directory import App, User
+    from local.entra.objects import App, User
 
 REDIRECT_URI = "http://127.0.0.1:3000/"
 

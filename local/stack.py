@@ -34,6 +34,7 @@ from local.entra.directory import (
 )
 from local.entra.emulator import EntraEmulator
 from local.entra.managed_identity import ManagedIdentityEmulator
+from local.entra.state import untouched
 from local.serving.application import LOOPBACK, serve
 from local.serving.certificates import Certificates
 from local.storage.azurite import azurite
@@ -104,13 +105,17 @@ class FunctionsHost:
 
 @asynccontextmanager
 async def emulators(
-    *, fixed_ports: bool = False, managed_identity: bool = False
+    *,
+    fixed_ports: bool = False,
+    managed_identity: bool = False,
+    untouched_directory: bool = False,
 ) -> AsyncIterator[Stack]:
     """Run everything that the broker calls, while the context lasts.
 
     Args:
         fixed_ports: use those of the example settings and of Azurite, not free ones.
         managed_identity: use TLS and Entra tokens instead of HTTP and access keys.
+        untouched_directory: nobody has set up the broker in Entra, or has access to ACS.
 
     Raises:
         StackError, AzuriteError, NodeError: a port is taken, or Azurite does not start.
@@ -130,20 +135,27 @@ async def emulators(
                 certificates=certificates,
             )
         )
-        entra = EntraEmulator()
-        acs = AcsEmulator(access_key=access_key, verify_bearer=entra.verify)
-        # Contoso's people have access to the ACS resource, with the broker and with Contoso's apps.
-        acs.entra_assignments[CONTOSO.tenant_id] = {
-            "objectId": CONTOSO.tenant_id,
-            "tenantId": CONTOSO.tenant_id,
-            "principalType": "tenant",
-            "clientIds": [app.client_id for app in (BROKER, WEB_APP, DESKTOP_APP)],
-        }
+        entra = EntraEmulator(untouched() if untouched_directory else None)
+        acs = AcsEmulator(
+            access_key=access_key,
+            verify_bearer=entra.verify,
+            groups_of=entra.directory.groups_of,
+        )
+        if not untouched_directory:
+            # Contoso's people have access to the ACS resource, with the broker and with Contoso's
+            # apps.
+            acs.entra_assignments[CONTOSO.tenant_id] = {
+                "objectId": CONTOSO.tenant_id,
+                "tenantId": CONTOSO.tenant_id,
+                "principalType": "tenant",
+                "clientIds": [app.client_id for app in (BROKER, WEB_APP, DESKTOP_APP)],
+            }
         secret = secrets.token_hex(16)
         identity = ManagedIdentityEmulator(entra, secret)
         assert storage.blob is not None  # noqa: S101 - it was given a port
-        tables = TableProxy(storage.table, tls=_trust(certificates))
-        blobs = BlobProxy(storage.blob, tls=_trust(certificates))
+        trusted = _trust(certificates)
+        tables = TableProxy(storage.table, tls=trusted, verify_bearer=entra.verify)
+        blobs = BlobProxy(storage.blob, tls=trusted, verify_bearer=entra.verify)
         tls = certificates.server_context() if certificates else None
 
         async def run(app: web.Application, port: int, *, secure: bool = True) -> str:

@@ -61,7 +61,6 @@ class EntraUser:
     object_id: str
     client_id: str
     scopes: frozenset[str]
-    groups: frozenset[str]
     expires: int
 
 
@@ -120,7 +119,6 @@ def entra_user(claims: Mapping[str, object]) -> EntraUser:
             object_id=_text(claims, "oid"),
             client_id=_text(claims, "azp" if "azp" in claims else "appid"),
             scopes=frozenset(_text(claims, "scp").split()),
-            groups=frozenset(_list(claims.get("groups"))),
             expires=int(str(claims["exp"])),
         )
     except (KeyError, ValueError) as exc:
@@ -132,10 +130,6 @@ def _text(claims: Mapping[str, object], name: str) -> str:
     if not isinstance(value, str):
         raise ValueError(name)  # noqa: TRY004 - one type of error for everything wrong with claims
     return value
-
-
-def _list(value: object) -> list[str]:
-    return [str(item) for item in value] if isinstance(value, list) else []
 
 
 def _decoded(signature: str) -> bytes:

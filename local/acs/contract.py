@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -118,6 +119,40 @@ def json_object(value: object) -> dict[str, Any]:
     return value
 
 
+def check_teams_user(body: Mapping[str, Any]) -> None:
+    """Check that the exchange of a Teams user's token names everything.
+
+    Raises:
+        ServiceError: it does not.
+    """
+    if not isinstance(body.get("token"), str):
+        raise invalid("Token: The Token field is required.", "Token")  # Not observed.
+    for name, member in (("AppId", "appId"), ("UserId", "userId")):
+        if not isinstance(body.get(member), str) or not body[member]:
+            raise invalid(f"{name}: The {name} field is required.", name)
+
+
+def check_teams_ids(body: Mapping[str, Any], *, app_id: str, user_id: str) -> None:
+    """Check that it names the app and the user of the token.
+
+    Raises:
+        ServiceError: it does not.
+    """
+    versions = ", ".join(SINCE_TEAMS)
+    for name, member in (("AppId", "appId"), ("UserId", "userId")):
+        try:
+            uuid.UUID(body[member])
+        except ValueError as exc:
+            message = f"Provided {name} has invalid format."
+            raise invalid(message, member, api_supported_versions=versions) from exc
+    if body["appId"] != app_id:
+        message = "AAD application is not the expected one."
+        raise invalid(message, "appId", api_supported_versions=versions)
+    if body["userId"] != user_id:
+        message = "Provided AAD token issued for unexpected user."
+        raise invalid(message, "userId", api_supported_versions=versions)
+
+
 def scopes_of(wanted: object, version: str) -> list[str]:
     """Return the scopes that a body asks for, which the api-version must have."""
     if not wanted:
@@ -140,7 +175,7 @@ def expiry_of(body: Mapping[str, Any]) -> int:
             f"ExpiresInMinutes value {minutes} is invalid. Value must be within the"
             f" [{SHORTEST_MINUTES}, {LONGEST_MINUTES}] interval."
         )
-        versions = ", ".join(ALL_VERSIONS)  # Among the recorded errors, only this one has them.
+        versions = ", ".join(ALL_VERSIONS)  # Of the recorded errors, few have them.
         raise invalid(message, "ExpiresInMinutes", api_supported_versions=versions)
     return time.time_ns() + minutes * 60 * SECOND
 

@@ -19,11 +19,14 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from local.acs import auth, contract
 from local.acs.contract import PREVIEW, SINCE_TEAMS, SINCE_TEAMS_PHONE, Operation, ServiceError
 from local.serving.faults import Faults, middleware
+from local.serving.roles import Roles
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 
     from aiohttp.typedefs import Handler
+
+    GroupsOf = Callable[[str, str], Collection[str]]
 
 RESOURCE_ID = "ac5ac5ac-0000-4000-8000-000000000001"
 
@@ -83,7 +86,8 @@ class AcsEmulator:
     Args:
         access_key: the key that requests are signed with, in base64.
         verify_bearer: returns the claims of a valid Entra token, and raises ValueError for others;
-            the audience is checked here. None: no Entra token is accepted.
+            the audience is checked here, and who has the role. None: no Entra token is accepted.
+        groups_of: returns the ids of the groups of a tenant that a user is a member of.
         resource_id: the resource's immutable id, which is a part of every identity's id.
         quotas: how many requests are allowed in 30 seconds, if other than published.
     """
@@ -93,11 +97,13 @@ class AcsEmulator:
         *,
         access_key: str,
         verify_bearer: auth.VerifyBearer | None = None,
+        groups_of: GroupsOf = lambda _tenant_id, _object_id: frozenset(),
         resource_id: str = RESOURCE_ID,
         quotas: Mapping[str, int] | None = None,
     ) -> None:
         self.url = ""
         self.faults = Faults()
+        self.roles = Roles()
         self.quotas = PUBLISHED_QUOTAS | dict(quotas or {})
         self.identities: dict[str, Identity] = {}
         self.created: list[str] = []
@@ -107,6 +113,7 @@ class AcsEmulator:
         self.teams_assignments: dict[tuple[str, str], dict[str, Any]] = {}
         self._access_key = access_key
         self._verify_bearer = verify_bearer
+        self._groups_of = groups_of
         self._resource_id = resource_id
         self._window_start = time.monotonic()
         self._spent: Counter[str] = Counter()
@@ -122,7 +129,7 @@ class AcsEmulator:
         )
         app = web.Application(middlewares=[fail, self._gate])
         app.on_response_prepare.append(self._add_headers)
-        app.add_routes(self.faults.routes())
+        app.add_routes([*self.faults.routes(), *self.roles.routes()])
         app.router.add_get("/_local/state", self._state)
         for method, path, operation, function in _ROUTES:
             handler = functools.partial(function, self)
@@ -165,7 +172,9 @@ class AcsEmulator:
             claims = self._claims(authorization.removeprefix("Bearer "), operation.for_users)
             request[_CALLER] = auth.entra_user(claims)
         elif authorization.startswith("Bearer "):
-            self._claims(authorization.removeprefix("Bearer "), auth.IDENTITY_API)
+            claims = self._claims(authorization.removeprefix("Bearer "), auth.IDENTITY_API)
+            if not self.roles.allow(claims):
+                raise auth.DeniedError(contract.DENIED)
         else:
             now = datetime.now(UTC)
             auth.check_signature(request, body, access_key=self._access_key, now=now)
@@ -250,20 +259,13 @@ class AcsEmulator:
     )
     async def _exchange_teams_user(self, request: web.Request) -> web.Response:
         body = await contract.members(request)
-        for name in ("token", "appId", "userId"):
-            if not isinstance(body.get(name), str):
-                # Not observed.
-                raise contract.invalid(f"The {name} field is required.", name)
+        contract.check_teams_user(body)
         try:
             user = auth.entra_user(self._claims(body["token"], auth.TEAMS))
         except auth.DeniedError as exc:
             message = "Provided access token is not valid."
             raise ServiceError(401, "InvalidAccessToken", message) from exc
-        if body["appId"] != user.client_id:
-            raise contract.invalid("AAD application is not the expected one.", "appId")
-        if body["userId"] != user.object_id:
-            # Not observed: the message.
-            raise contract.invalid("AAD user is not the expected one.", "userId")
+        contract.check_teams_ids(body, app_id=user.client_id, user_id=user.object_id)
         result = self._exchange(f"8:orgid:{user.object_id}", user, TEAMS_SCOPES)
         return web.json_response(result["accessToken"])
 
@@ -281,7 +283,9 @@ class AcsEmulator:
     @_serves("POST", "access/entra/:exchangeAccessToken", _ENTRA)
     async def _exchange_entra(self, request: web.Request) -> web.Response:
         user = request[_CALLER]
-        if not any(_admits(assignment, user) for assignment in self.entra_assignments.values()):
+        groups = self._groups_of(user.tenant_id, user.object_id)
+        assignments = self.entra_assignments.values()
+        if not any(_admits(assignment, user, groups) for assignment in assignments):
             raise contract.of_status(403)  # Not observed.
         acs_id = f"8:acs:{self._resource_id}_wf_{user.tenant_id}_{user.object_id}"
         return web.json_response(self._exchange(acs_id, user, CLIENT_SCOPES))
@@ -382,9 +386,9 @@ def _signing_key() -> rsa.RSAPrivateKey:
     return rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 
-def _admits(assignment: Mapping[str, Any], user: auth.EntraUser) -> bool:
+def _admits(assignment: Mapping[str, Any], user: auth.EntraUser, groups: Collection[str]) -> bool:
     """Return whether an assignment admits the user, with the app that they use."""
-    principals = {"user": {user.object_id}, "tenant": {user.tenant_id}, "group": user.groups}
+    principals = {"user": {user.object_id}, "tenant": {user.tenant_id}, "group": groups}
     return (
         assignment["objectId"] in principals[assignment["principalType"]]
         and assignment["tenantId"] == user.tenant_id

@@ -6,119 +6,11 @@ is worthless.
 
 from __future__ import annotations
 
-import uuid
-from dataclasses import dataclass, field
-from typing import Literal
 from urllib.parse import urlsplit
 
+from local.entra.objects import App, FederatedCredential, Group, ManagedIdentity, Tenant, User
+
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
-
-
-@dataclass(frozen=True, slots=True)
-class Tenant:
-    """An organisation."""
-
-    tenant_id: str
-    domain: str
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class User:
-    """A user object in one tenant; a guest's also names the account in the home tenant."""
-
-    tenant: Tenant
-    object_id: str
-    user_name: str
-    given_name: str
-    family_name: str
-    app_roles: tuple[str, ...] = ()
-    guest_of: User | None = None
-
-    @property
-    def name(self) -> str:
-        """Return the display name."""
-        return f"{self.given_name} {self.family_name}"
-
-    @property
-    def account(self) -> User:
-        """Return the account that signs in: a guest's is in the home tenant."""
-        return self.guest_of or self
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class App:
-    """An app registration: what it exposes as an API, and how it authenticates as a client.
-
-    `tenant` is its home tenant, None for Microsoft's own apps. `platform` is the type of its
-    redirect URIs, all of them on loopback; None means that users cannot sign in to it. A token with
-    the subject `federated_subject` authenticates the app.
-    """
-
-    client_id: str
-    name: str
-    tenant: Tenant | None = None
-    multi_tenant: bool = False
-    uris: tuple[str, ...] = ()
-    scopes: tuple[str, ...] = ()
-    defined_roles: tuple[str, ...] = ()
-    optional_claims: tuple[str, ...] = ()
-    token_version: int = 2
-    platform: Literal["spa", "native"] | None = None
-    secret: str | None = field(default=None, repr=False)
-    federated_subject: str | None = None
-    app_roles: tuple[str, ...] = ()
-
-    def is_in(self, tenant: Tenant) -> bool:
-        """Return whether the app can be used in a tenant."""
-        return self.multi_tenant or self.tenant in {None, tenant}
-
-    def principal_in(self, tenant: Tenant) -> str:
-        """Return the object id of the app's service principal in a tenant."""
-        return str(uuid.uuid5(uuid.UUID(tenant.tenant_id), self.client_id))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ManagedIdentity(App):
-    """An app whose credentials Azure manages."""
-
-    tenant: Tenant
-    principal_id: str
-    resource_id: str
-
-    def principal_in(self, tenant: Tenant) -> str:  # noqa: ARG002 - it lives in one tenant only
-        """Return the object id of the managed identity."""
-        return self.principal_id
-
-
-@dataclass(frozen=True, slots=True)
-class Directory:
-    """All tenants, users and apps, with Entra's ways to look them up."""
-
-    tenants: tuple[Tenant, ...]
-    users: tuple[User, ...]
-    apps: tuple[App, ...]
-
-    def tenant(self, name: str) -> Tenant | None:
-        """Find a tenant by id or domain."""
-        names = {
-            key: tenant for tenant in self.tenants for key in (tenant.tenant_id, tenant.domain)
-        }
-        return names.get(name.lower())
-
-    def user(self, user_name: str) -> User | None:
-        """Find a user by user name."""
-        return next((user for user in self.users if user.user_name == user_name.lower()), None)
-
-    def user_in(self, tenant: Tenant, account: User) -> User | None:
-        """Find the user object of an account in a tenant: the account itself, or a guest."""
-        found = (user for user in self.users if (user.tenant, user.account) == (tenant, account))
-        return next(found, None)
-
-    def app(self, name: str) -> App | None:
-        """Find an app by client id or URI, ignoring trailing slashes."""
-        wanted = name.rstrip("/")
-        return next((app for app in self.apps if wanted in {app.client_id, *app.uris}), None)
 
 
 def is_loopback(url: str) -> bool:
@@ -140,6 +32,7 @@ ADA = User(
 GRACE = User(
     *(CONTOSO, "a85e0c93-1f74-4b2d-96e8-d30b7c5a4f12", "grace@contoso.example", "Grace", "Hopper"),
     app_roles=("Mappings.Admin",),
+    directory_roles=("Global Administrator",),
 )
 FADI = User(
     FABRIKAM, "5b90e7f4-28d1-4c63-a70f-9e4c1d8b2a56", "fadi@fabrikam.example", "Fadi", "Haddad"
@@ -154,31 +47,79 @@ GUEST = User(
 )
 
 
-def _microsoft(
-    client_id: str,
-    name: str,
-    uri: str,
-    *scopes: str,
-    token_version: int = 1,
-    defined_roles: tuple[str, ...] = (),
-) -> App:
+FARAH = User(
+    *(
+        FABRIKAM,
+        "c3a8d51f-60be-4972-8f14-d7e2093b6c85",
+        "farah@fabrikam.example",
+        "Farah",
+        "Nasser",
+    ),
+    directory_roles=("Cloud Application Administrator",),
+)
+USERS = (ADA, GRACE, FADI, FARAH, GUEST)
+
+CONTOSO_CALLERS = Group(CONTOSO, "90c4f7d2-5ab8-4e13-b6a1-3f8d0e27c954", "Contoso callers", (ADA,))
+FABRIKAM_CALLERS = Group(
+    FABRIKAM, "27e5b8a0-d93c-4f61-8c57-b4016fa2d3e9", "Fabrikam callers", (FADI,)
+)
+GROUPS = (CONTOSO_CALLERS, FABRIKAM_CALLERS)
+
+
+def _ids(kind: str, ids: dict[str, str]) -> dict[str, str]:
+    return {f"{kind}/{name}": permission_id for name, permission_id in ids.items()}
+
+
+# https://learn.microsoft.com/graph/permissions-reference
+_GRAPH_SCOPES = {
+    "User.Read": "e1fe6dd8-ba31-4d61-89e7-88639da4683d",
+}
+_GRAPH_ADMIN_SCOPES = {
+    "Application.Read.All": "c79f8feb-a9db-4090-85f9-90d820caa0eb",
+    "Application.ReadWrite.All": "bdfbf15f-ee85-4955-8675-146e8e5296b5",
+    "AppRoleAssignment.ReadWrite.All": "84bccea3-f856-4a8a-967b-dbe0a3d53a64",
+    "DelegatedPermissionGrant.ReadWrite.All": "41ce6ca6-6826-4807-84f1-1c82854f7ee5",
+    "Directory.Read.All": "06da0dbc-49e2-44d2-8312-53f166ab848a",
+    "Group.ReadWrite.All": "4e46008b-f24c-477d-8fff-7bb4ec7aafe0",
+    "User.ReadWrite.All": "204e0828-b5ca-4ad8-b9f3-f32a958e7cc4",
+}
+_GRAPH_ROLES = {
+    "Application.Read.All": "9a5d68dd-52b0-4cc2-bd40-abcf44ac3a30",
+    "Application.ReadWrite.All": "1bfefb4e-e0b5-418b-a88f-73c46d2cc8e9",
+    "AppRoleAssignment.ReadWrite.All": "06b708a9-e830-4db3-a914-8e69da51d44f",
+    "DelegatedPermissionGrant.ReadWrite.All": "8e8e4742-1d95-4f68-9d56-6ee75648c72a",
+    "Directory.Read.All": "7ab1d382-f21e-4acd-a863-ba3e13f7da61",
+    "Group.ReadWrite.All": "62a82d76-70ea-41e2-9197-370581804d09",
+    "User.Read.All": "df021288-bdef-4463-88db-98f22de89214",
+    "User.ReadWrite.All": "741f803b-c850-494e-b5df-cde7c675a1ca",
+}
+
+# The client of Azure CLI, which azure-identity's interactive credentials use, too.
+AZURE_CLI = App(
+    client_id="04b07795-8ddb-461a-bbee-02f9e1bf7b46",
+    name="Microsoft Azure CLI",
+    multi_tenant=True,
+    platform="native",
+)
+GRAPH = App(
+    client_id="00000003-0000-0000-c000-000000000000",
+    name="Microsoft Graph",
+    uris=("https://graph.microsoft.com",),
+    scopes=(*_GRAPH_SCOPES, *_GRAPH_ADMIN_SCOPES),
+    admin_scopes=tuple(_GRAPH_ADMIN_SCOPES),
+    defined_roles=tuple(_GRAPH_ROLES),
+    permission_ids=_ids("scope", _GRAPH_SCOPES | _GRAPH_ADMIN_SCOPES) | _ids("role", _GRAPH_ROLES),
+    token_version=1,
+    preauthorized=((AZURE_CLI.client_id, (*_GRAPH_SCOPES, *_GRAPH_ADMIN_SCOPES)),),
+)
+
+
+def _microsoft(client_id: str, name: str, uri: str, *scopes: str, token_version: int = 1) -> App:
     return App(
-        client_id=client_id,
-        name=name,
-        uris=(uri,),
-        scopes=scopes,
-        defined_roles=defined_roles,
-        token_version=token_version,
+        client_id=client_id, name=name, uris=(uri,), scopes=scopes, token_version=token_version
     )
 
 
-GRAPH = _microsoft(
-    "00000003-0000-0000-c000-000000000000",
-    "Microsoft Graph",
-    "https://graph.microsoft.com",
-    "User.Read",
-    defined_roles=("User.Read.All",),
-)
 ACS = _microsoft(
     "632ec9eb-fad7-4cbd-993a-e72973ba2acc",
     "Azure Communication Services",
@@ -190,11 +131,20 @@ ACS_CLIENTS = _microsoft(
     "https://communication.azure.com/clients",
     *("VoIP", "VoIP.Join", "Chat", "Chat.Join", "Chat.Join.Limited"),
 )
-ACS_TEAMS = _microsoft(
-    "1fd5118e-2576-4263-8130-9503064c837a",
-    "Azure Communication Services, Teams",
-    "https://auth.msft.communication.azure.com",
-    *("Teams.ManageCalls", "Teams.ManageChats", "TeamsExtension.ManageCalls"),
+# The ids of its permissions stand in registrations that others have published; those of the app
+# before are in no public document, and made up here.
+_TEAMS_SCOPES = {
+    "Teams.ManageCalls": "de8ec1df-066a-4817-bc5d-9a985b986262",
+    "Teams.ManageChats": "6290af7f-b407-49f9-92d5-bf584fdc4019",
+    "TeamsExtension.ManageCalls": "9ed60762-c537-4e50-8984-4b1db3d922ce",
+}
+ACS_TEAMS = App(
+    client_id="1fd5118e-2576-4263-8130-9503064c837a",
+    name="Azure Communication Services, Teams",
+    uris=("https://auth.msft.communication.azure.com",),
+    scopes=tuple(_TEAMS_SCOPES),
+    permission_ids=_ids("scope", _TEAMS_SCOPES),
+    token_version=1,
 )
 STORAGE = _microsoft(
     "e406a681-f3d4-42a8-90b6-c2b029497af1",
@@ -236,7 +186,18 @@ BROKER = App(
     defined_roles=("Mappings.Admin",),
     optional_claims=("acct", "idtyp", "xms_cc"),
     secret="worthless-secret-of-the-broker",
-    federated_subject=USER_ASSIGNED_IDENTITY.principal_id,
+    requires=(
+        (ACS_CLIENTS.client_id, ACS_CLIENTS.scopes),
+        (ACS_TEAMS.client_id, ACS_TEAMS.scopes),
+        (GRAPH.client_id, ("User.Read",)),
+    ),
+    trusts=(
+        FederatedCredential(
+            name="managed-identity",
+            subject=USER_ASSIGNED_IDENTITY.principal_id,
+            credential_id="6e0b9d34-8c57-4a21-bf60-2d95e81c7a43",
+        ),
+    ),
 )
 EXPENSES_API = App(
     client_id="d4e81b60-97fa-4c25-8e3d-05a6c9f7b142",
@@ -268,12 +229,24 @@ DAEMON = App(
     app_roles=("Mappings.Admin",),
 )
 
-DIRECTORY = Directory(
-    tenants=(CONTOSO, FABRIKAM),
-    users=(ADA, GRACE, FADI, GUEST),
-    apps=(
-        *(GRAPH, ACS, ACS_CLIENTS, ACS_TEAMS, STORAGE, TOKEN_EXCHANGE),
-        *(BROKER, EXPENSES_API, WEB_APP, DESKTOP_APP, DAEMON),
-        *(USER_ASSIGNED_IDENTITY, SYSTEM_ASSIGNED_IDENTITY),
+# What a pipeline signs in as, to set up the directory.
+DEPLOYER = App(
+    client_id="b5e3917c-0d84-4c6a-a2f7-816d4b90e3c5",
+    name="Deployment",
+    tenant=CONTOSO,
+    secret="worthless-secret-of-the-deployment",
+    app_roles=(
+        *("Application.ReadWrite.All", "AppRoleAssignment.ReadWrite.All"),
+        *("DelegatedPermissionGrant.ReadWrite.All", "Directory.Read.All"),
     ),
+)
+
+TENANTS = (CONTOSO, FABRIKAM)
+# In every tenant from the start.
+MICROSOFT = (GRAPH, AZURE_CLI, STORAGE, TOKEN_EXCHANGE)
+IDENTITIES = (USER_ASSIGNED_IDENTITY, SYSTEM_ASSIGNED_IDENTITY)
+CLIENTS = (WEB_APP, DESKTOP_APP)
+APPS = (
+    *(*MICROSOFT, ACS, ACS_CLIENTS, ACS_TEAMS),
+    *(BROKER, EXPENSES_API, *CLIENTS, DAEMON, DEPLOYER, *IDENTITIES),
 )

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import uuid
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from local.entra.directory import BROKER, DIRECTORY, WEB_APP, is_loopback
-from local.entra.grants import EntraError, Grants, SignIn, Wanted, client_info, required
-from local.entra.graph import GraphEmulator
-from local.entra.pages import form_post_page, message_page, sign_in_page
+from local.entra.admin_consent import AdminConsentPages
+from local.entra.device_pages import DevicePages
+from local.entra.directory import BROKER, WEB_APP
+from local.entra.errors import EntraError, required
+from local.entra.grants import Grants
+from local.entra.graph.emulator import GraphEmulator
+from local.entra.redirects import form_of
+from local.entra.sessions import Sessions
+from local.entra.sign_in import SignInPages
 from local.entra.tokens import CLOUD
 from local.serving.faults import Faults, middleware
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
-    from local.entra.directory import App, Directory, Tenant, User
+    from local.entra.state import Directory
     from local.entra.tokens import SigningKey
     from local.serving.faults import Handler
 
@@ -31,8 +35,8 @@ OPERATIONS = {
     "keys": "jwks",
     "authorize": "authorize",
     "token": "token",
+    "devicecode": "devicecode",
 }
-SESSION_COOKIE = "ESTSAUTH"
 
 
 class EntraEmulator(Grants):
@@ -42,12 +46,14 @@ class EntraEmulator(Grants):
     """
 
     def __init__(
-        self, directory: Directory = DIRECTORY, *, keys: Iterable[SigningKey] = ()
+        self, directory: Directory | None = None, *, keys: Iterable[SigningKey] = ()
     ) -> None:
         super().__init__(directory, keys=keys)
         self.faults = Faults()
         self.graph = GraphEmulator(self, self.faults)
-        self._sessions: dict[str, User] = {}
+        sessions = Sessions(self)
+        pages = (SignInPages, AdminConsentPages, DevicePages)
+        self._pages = [each(self, sessions) for each in pages]
 
     def application(self) -> web.Application:
         """Return the web application."""
@@ -60,17 +66,16 @@ class EntraEmulator(Grants):
                 web.post("/_local/keys/roll", self._roll),
                 web.post("/_local/token", self._issue),
                 web.post("/_local/users/delete", self.graph.delete_on_command),
+                web.post("/_local/policies", self._add_policy),
+                web.delete("/_local/policies", self._remove_policies),
                 *self.faults.routes(),
                 web.get("/{tenant}/discovery/instance", self._instance),
                 web.get("/{tenant}/.well-known/openid-configuration", partial(metadata, version=1)),
                 web.get("/{tenant}/v2.0/.well-known/openid-configuration", metadata),
                 web.get("/{tenant}/discovery/keys", partial(keys, version=1)),
                 web.get("/{tenant}/discovery/v2.0/keys", keys),
-                web.route("*", "/{tenant}/oauth2/v2.0/authorize", self._authorize),
                 web.post("/{tenant}/oauth2/v2.0/token", self._token),
-                web.get("/{tenant}/oauth2/v2.0/logout", self._log_out),
-                web.get("/{tenant}/adminconsent", self._consent),
-                web.get("/{tenant}/v2.0/adminconsent", self._consent),
+                *(route for pages in self._pages for route in pages.routes()),
             ]
         )
         app.add_subapp("/v1.0", self.graph.application())
@@ -135,91 +140,11 @@ class EntraEmulator(Grants):
             }
         )
 
-    # Sign-in.
-
-    async def _authorize(self, request: web.Request) -> web.Response:
-        """Ask who signs in, unless the browser has a session, and redirect with a code."""
-        params = {**request.query, **await _form(request)}
-        try:
-            tenant = self.tenant(request.match_info["tenant"])
-            client = self.client(params, tenant)
-            redirect_uri = _redirect_uri(params, known=client.platform is not None)
-        except EntraError as exc:
-            return message_page("Sign-in failed", str(exc), status=exc.status)
-        try:
-            _check(params)
-            Wanted.parse(required(params, "scope"), self.directory, tenant)
-            user = self._who(request, params, tenant)
-        except EntraError as exc:
-            return _go_back(redirect_uri, params, exc.redirected())
-        if user is None:
-            return sign_in_page(self._choices(tenant), params, app=client.name)
-        return self._signed_in(user, client, redirect_uri, params)
-
-    def _signed_in(
-        self, user: User, client: App, redirect_uri: str, params: Mapping[str, str]
-    ) -> web.Response:
-        """Start a session for the browser, and redirect with a code."""
-        nonce, challenge = params.get("nonce", ""), params["code_challenge"]
-        code = self.new_code(SignIn(user, client, params["scope"], redirect_uri, nonce, challenge))
-        answer = {"code": code, "client_info": client_info(user)}
-        answer["session_state"] = str(uuid.uuid4())
-        session = secrets.token_urlsafe(32)
-        self._sessions[session] = user.account
-        response = _go_back(redirect_uri, params, answer)
-        # With SameSite=None, which needs TLS, a page of another origin can sign in in a frame.
-        secure = self.url.startswith("https:")
-        site = "None" if secure else "Lax"
-        response.set_cookie(SESSION_COOKIE, session, secure=secure, httponly=True, samesite=site)
-        return response
-
-    def _choices(self, tenant: Tenant | None) -> list[User]:
-        """Return who can sign in: the users of the tenant or, without one, all but guests."""
-        if tenant is None:
-            return [user for user in self.directory.users if user.guest_of is None]
-        return [user for user in self.directory.users if user.tenant == tenant]
-
-    def _who(
-        self, request: web.Request, params: Mapping[str, str], tenant: Tenant | None
-    ) -> User | None:
-        """Return the user who was chosen or is signed in already, or None to show the page."""
-        choices = self._choices(tenant)
-        chosen = (user for user in choices if user.object_id == params.get("account"))
-        user = next(chosen, None)
-        prompt = params.get("prompt")
-        if user or prompt in {"login", "select_account"}:
-            return user
-        session = self._sessions.get(request.cookies.get(SESSION_COOKIE, ""))
-        if session and params.get("login_hint", session.user_name).lower() == session.user_name:
-            user = next((user for user in choices if user.account == session), None)
-        if user is None and prompt == "none":
-            message = "A silent sign-in request was sent but no user is signed in."
-            raise EntraError("login_required", 50058, message)
-        return user
-
-    async def _log_out(self, request: web.Request) -> web.Response:
-        self._sessions.pop(request.cookies.get(SESSION_COOKIE, ""), None)
-        response = message_page("Signed out", "You can close this page.")
-        back = request.query.get("post_logout_redirect_uri", "")
-        if is_loopback(back):
-            response = _go_back(back, request.query, {})
-        response.del_cookie(SESSION_COOKIE)
-        return response
-
-    async def _consent(self, request: web.Request) -> web.Response:
-        """Grant consent, as an administrator would on Entra's page."""
-        tenant = self.tenant(request.match_info["tenant"]) or self.directory.tenants[0]
-        self.client(request.query, tenant)
-        redirect_uri = _redirect_uri(request.query, known=True)
-        answer = {"admin_consent": "True", "tenant": tenant.tenant_id}
-        scope = {"scope": request.query["scope"]} if "scope" in request.query else {}
-        return _go_back(redirect_uri, request.query, answer | scope)
-
     # Tokens.
 
     async def _token(self, request: web.Request) -> web.Response:
         cross_origin = "Origin" in request.headers
-        form = await _form(request)
+        form = await form_of(request)
         answer = self.redeem(request.match_info["tenant"], form, cross_origin=cross_origin)
         headers = {"Cache-Control": "no-store, no-cache", "Pragma": "no-cache"}
         return web.json_response(answer, headers=headers)
@@ -246,6 +171,22 @@ class EntraEmulator(Grants):
         except (LookupError, TypeError) as exc:
             reason = str(exc)
         return web.Response(status=400, text=f"This token cannot be issued: {reason}\n")
+
+    async def _add_policy(self, request: web.Request) -> web.Response:
+        """Want a second factor at the `resource` that a JSON object names, or of one `user`."""
+        try:
+            body = await request.json()
+            resource = self.directory.app(body["resource"])
+            user = self.directory.user(body["user"]) if "user" in body else None
+        except (AttributeError, KeyError, TypeError, ValueError) as exc:
+            return web.Response(status=400, text=f"That is not a policy: {exc!r}\n")
+        if resource is None or ("user" in body and user is None):
+            return web.Response(status=400, text="The resource or the user is unknown.\n")
+        return web.json_response({"policy": self.directory.require_step_up(resource, user)})
+
+    async def _remove_policies(self, _request: web.Request) -> web.Response:
+        self.directory.policies.clear()
+        return web.Response(status=204)
 
     # Errors.
 
@@ -286,42 +227,3 @@ async def _allow_origins(request: web.Request, handler: Handler) -> web.StreamRe
     response.headers["Access-Control-Allow-Origin"] = origin
     response.headers["Vary"] = "Origin"
     return response
-
-
-def _redirect_uri(params: Mapping[str, str], *, known: bool) -> str:
-    redirect_uri = required(params, "redirect_uri")
-    if known and is_loopback(redirect_uri):
-        return redirect_uri
-    raise EntraError("invalid_request", 50011, "The redirect URI is not registered for the app.")
-
-
-def _check(params: Mapping[str, str]) -> None:
-    """Refuse the requests of public clients that Entra refuses for any user."""
-    response_type = required(params, "response_type")
-    if response_type != "code":
-        message = f"response_type '{response_type}' is not enabled for the application."
-        raise EntraError("unsupported_response_type", 700054, message)
-    mode = params.get("response_mode", "query")
-    if mode not in {"query", "fragment", "form_post"}:
-        raise EntraError("invalid_request", 70007, f"'{mode}' is not a supported response_mode.")
-    if not params.get("code_challenge") or params.get("code_challenge_method") != "S256":
-        message = "Proof Key for Code Exchange is required, with the method S256."
-        raise EntraError("invalid_request", 9002325, message)
-
-
-def _go_back(
-    redirect_uri: str, params: Mapping[str, str], answer: Mapping[str, str]
-) -> web.Response:
-    """Send the browser back to the app with an answer, in the mode that the app asked for."""
-    answer = {**answer, "state": params["state"]} if "state" in params else answer
-    mode = params.get("response_mode", "query")
-    if mode == "form_post":
-        return form_post_page(redirect_uri, answer)
-    mark = "#" if mode == "fragment" else "&" if "?" in redirect_uri else "?"
-    location = f"{redirect_uri}{mark}{urlencode(answer)}"
-    return web.Response(status=302, headers={"Location": location, "Cache-Control": "no-store"})
-
-
-async def _form(request: web.Request) -> dict[str, str]:
-    form = await request.post()
-    return {name: value for name, value in form.items() if isinstance(value, str)}

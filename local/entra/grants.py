@@ -1,6 +1,6 @@
 """The token endpoint of the local Entra: authenticates clients, and checks and redeems grants.
 
-The AADSTS numbers are Entra's; the messages after them are shorter than Entra's.
+The AADSTS numbers are Entra's; some of the messages after them are shorter than Entra's.
 """
 
 from __future__ import annotations
@@ -9,16 +9,24 @@ import hashlib
 import json
 import secrets
 import time
-import uuid
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING
 
-import jwt
-
-from local.entra.directory import DIRECTORY, GRAPH, TOKEN_EXCHANGE
+from local.entra import errors
+from local.entra.access import check_installed, permitted
+from local.entra.assertions import check_client_assertion, claims_of
+from local.entra.devices import Devices
+from local.entra.errors import EntraError, invalid_grant, required
+from local.entra.requests import (
+    DEFAULT,
+    SignIn,
+    TokenRequest,
+    Wanted,
+    answered_claims,
+    requested_claims,
+)
 from local.entra.tokens import (
-    BACKDATED,
     CLIENT_ASSERTION,
     CLIENT_SECRET,
     PUBLIC_CLIENT,
@@ -28,122 +36,31 @@ from local.entra.tokens import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
-    from local.entra.directory import App, Directory, Tenant, User
+    from local.entra.objects import App, Tenant, User
+    from local.entra.requests import Form
+    from local.entra.state import Directory
     from local.entra.tokens import SigningKey
 
-    Form = Mapping[str, str]
-
-OPENID_SCOPES = frozenset({"openid", "profile", "email", "offline_access"})
 ANY_TENANT = frozenset({"organizations", "common"})
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 ON_BEHALF_OF = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+DEVICE_CODE = "urn:ietf:params:oauth:grant-type:device_code"
 CODE_LIFETIME = timedelta(minutes=10)
-
-
-class EntraError(Exception):
-    """An error of Entra's: an OAuth error code, an AADSTS number and a message."""
-
-    def __init__(self, error: str, number: int, message: str) -> None:
-        super().__init__(f"AADSTS{number}: {message}")
-        self.error = error
-        self.number = number
-        self.status = 401 if error == "invalid_client" else 400
-
-    def document(self, url: str, correlation_id: str) -> dict[str, object]:
-        """Return the error as Entra's token endpoint and metadata endpoints write it."""
-        trace_id = str(uuid.uuid4())
-        now = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%SZ}"
-        return {
-            "error": self.error,
-            "error_description": f"{self} Trace ID: {trace_id} Timestamp: {now}",
-            "error_codes": [self.number],
-            "timestamp": now,
-            "trace_id": trace_id,
-            "correlation_id": correlation_id,
-            "error_uri": f"{url}/error?code={self.number}",
-        }
-
-    def redirected(self) -> dict[str, str]:
-        """Return the error as the parameters of a redirect to the app."""
-        return {"error": self.error, "error_description": str(self)}
-
-
-@dataclass(frozen=True, slots=True)
-class SignIn:
-    """A user's sign-in to a client, and the parameters of the client's request."""
-
-    user: User
-    client: App
-    scope: str
-    redirect_uri: str = ""
-    nonce: str = ""
-    code_challenge: str = ""
-    at: float = field(default_factory=time.time)
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a `scope` parameter asks for: permissions of one resource, and OpenID Connect scopes."""
-
-    resource: App
-    audience: str
-    scopes: tuple[str, ...]
-    openid: frozenset[str]
-
-    @classmethod
-    def parse(cls, scope: str, directory: Directory, tenant: Tenant | None) -> Wanted:
-        """Read the parameter.
-
-        Raises:
-            EntraError: it names more than one resource, an unknown one, or an unknown permission.
-        """
-        names = dict.fromkeys(scope.split())
-        openid = OPENID_SCOPES & names.keys()
-        # A permission without a resource belongs to Microsoft Graph.
-        pairs = [name.rpartition("/") for name in names if name not in OPENID_SCOPES]
-        audiences = {audience or GRAPH.uris[0] for audience, _, _ in pairs} or {GRAPH.uris[0]}
-        if len(audiences) > 1:
-            raise EntraError("invalid_scope", 28000, "The scope has more than one resource.")
-        audience = audiences.pop()
-        resource = directory.app(audience)
-        if resource is None or not resource.uris or (tenant and not resource.is_in(tenant)):
-            message = f"The resource principal named {audience} was not found in the tenant."
-            raise EntraError("invalid_resource", 500011, message)
-        permissions = [permission for _, _, permission in pairs] or ["User.Read"]
-        if ".default" in permissions:
-            return cls(resource, audience, resource.scopes, openid)
-        for permission in permissions:
-            if permission not in resource.scopes:
-                message = f"Scope '{permission}' doesn't exist on the resource '{audience}'."
-                raise EntraError("invalid_client", 650053, message)
-        return cls(resource, audience, tuple(permissions), openid)
-
-    def __str__(self) -> str:
-        granted = [f"{self.audience}/{scope}" for scope in self.scopes]
-        return " ".join([*granted, *sorted(self.openid - {"offline_access"})])
-
-
-@dataclass(frozen=True, slots=True)
-class TokenRequest:
-    """A request to the token endpoint, with its client authenticated."""
-
-    client: App
-    authentication: str
-    tenant: Tenant | None
-    form: Form
 
 
 class Grants(TokenIssuer):
     """Remembers sign-ins, and issues tokens for clients' grants."""
 
     def __init__(
-        self, directory: Directory = DIRECTORY, *, keys: Iterable[SigningKey] = ()
+        self, directory: Directory | None = None, *, keys: Iterable[SigningKey] = ()
     ) -> None:
         super().__init__(directory, keys=keys)
+        self.devices = Devices()
         self._codes: dict[str, SignIn | None] = {}  # None: redeemed.
         self._refresh_tokens: dict[str, SignIn] = {}
+        self._strong: set[str] = set()  # `uti` of tokens from sign-ins with a second factor.
 
     def tenant(self, name: str) -> Tenant | None:
         """Return the tenant of a URL's first segment, None for "organizations" and "common".
@@ -153,7 +70,12 @@ class Grants(TokenIssuer):
         """
         tenant = self.directory.tenant(name)
         if tenant is None and name not in ANY_TENANT:
-            raise EntraError("invalid_tenant", 90002, f"Tenant '{name}' not found.")
+            message = (
+                f"Tenant '{name}' not found. Check to make sure you have the correct tenant ID and "
+                "are signing into the correct cloud. Check with your subscription administrator, "
+                "this may happen if there are no active subscriptions for the tenant."
+            )
+            raise EntraError("invalid_tenant", 90002, message)
         return tenant
 
     def client(self, form: Form, tenant: Tenant | None) -> App:
@@ -164,9 +86,8 @@ class Grants(TokenIssuer):
         """
         client_id = required(form, "client_id")
         app = self.directory.app(client_id)
-        if app is None or (tenant and not app.is_in(tenant)):
-            message = f"Application with identifier '{client_id}' was not found in the directory."
-            raise EntraError("unauthorized_client", 700016, message)
+        if app is None or (tenant and not app.is_offered_to(tenant)):
+            raise errors.no_such_client(client_id, tenant)
         if tenant is None and not app.multi_tenant:
             message = f"Application '{client_id}' is not configured as a multi-tenant application."
             raise EntraError("invalid_request", 50194, message)
@@ -195,16 +116,18 @@ class Grants(TokenIssuer):
             "refresh_token": self._refresh,
             "client_credentials": self._client_credentials,
             ON_BEHALF_OF: self._on_behalf_of,
+            DEVICE_CODE: self._redeem_device_code,
         }
         grant_type = required(form, "grant_type")
         if grant_type not in grants:
             message = f"The app requested an unsupported grant type '{grant_type}'."
             raise EntraError("unsupported_grant_type", 70003, message)
         client = self.client(form, tenant)
+        confidential = bool(form.get("client_secret") or form.get("client_assertion"))
         if cross_origin and client.platform != "spa":
             message = "Only single-page applications may redeem tokens across origins."
             raise EntraError("invalid_request", 9002326, message)
-        if client.platform == "spa" and not cross_origin:
+        if client.platform == "spa" and not cross_origin and not confidential:
             message = "Single-page applications may redeem tokens across origins only."
             raise EntraError("invalid_request", 9002327, message)
         return grants[grant_type](
@@ -214,99 +137,118 @@ class Grants(TokenIssuer):
     def _authenticate(self, client: App, form: Form) -> str:
         """Return how a client has authenticated, as the value of `azpacr`."""
         secret, assertion = form.get("client_secret"), form.get("client_assertion")
-        if client.platform and (secret or assertion):
+        has_own = client.secret or client.trusts or client.certificates
+        if client.platform and not has_own and (secret or assertion):
             raise EntraError("invalid_client", 700025, "Client is public: it has no secret.")
-        if client.platform:
+        if client.platform and not (secret or assertion):
             return PUBLIC_CLIENT
         if assertion and form.get("client_assertion_type") == ASSERTION_TYPE:
-            self._check_client_assertion(client, assertion)
+            check_client_assertion(self, client, assertion)
             return CLIENT_ASSERTION
         if not secret:
-            message = "The request must contain 'client_assertion' or 'client_secret'."
+            message = (
+                "The request body must contain the following parameter: 'client_assertion' or "
+                "'client_secret'."
+            )
             raise EntraError("invalid_client", 7000218, message)
         if secret != client.secret:
-            raise EntraError("invalid_client", 7000215, "Invalid client secret provided.")
+            message = (
+                "Invalid client secret provided. Ensure the secret being sent in the request is "
+                "the client secret value, not the client secret ID, for a secret added to app "
+                f"'{client.client_id}'."
+            )
+            raise EntraError("invalid_client", 7000215, message)
         return CLIENT_SECRET
-
-    def _check_client_assertion(self, client: App, assertion: str) -> None:
-        """Check that an assertion is this Entra's token for the subject that the client trusts."""
-        claims = self._claims_of(assertion, "invalid_client", bad=700027, expired=700024)
-        no_match = "No matching federated identity record found for the assertion's"
-        if claims.get("aud") not in {TOKEN_EXCHANGE.client_id, *TOKEN_EXCHANGE.uris}:
-            raise EntraError("invalid_client", 700212, f"{no_match} audience.")
-        if not client.federated_subject or claims.get("sub") != client.federated_subject:
-            raise EntraError("invalid_client", 700213, f"{no_match} subject.")
 
     def _redeem_code(self, request: TokenRequest) -> dict[str, object]:
         code = required(request.form, "code")
         if code not in self._codes:
-            raise _invalid_grant(9002313, "Invalid request. Request is malformed or invalid.")
+            raise invalid_grant(9002313, "Invalid request. Request is malformed or invalid.")
         sign_in, self._codes[code] = self._codes[code], None
         if sign_in is None:
-            raise _invalid_grant(54005, "OAuth2 Authorization code was already redeemed.")
+            raise invalid_grant(54005, "OAuth2 Authorization code was already redeemed.")
         if time.time() - sign_in.at > CODE_LIFETIME.total_seconds():
-            raise _invalid_grant(70008, "The provided authorization code has expired.")
-        if sign_in.client != request.client:
-            raise _invalid_grant(70000, "Provided grant is invalid or malformed.")
+            raise invalid_grant(70008, "The provided authorization code has expired.")
+        if sign_in.client.client_id != request.client.client_id:
+            raise invalid_grant(70000, "Provided grant is invalid or malformed.")
         if sign_in.redirect_uri != request.form.get("redirect_uri"):
-            raise _invalid_grant(500112, "The reply address is not that of the authorization.")
+            raise invalid_grant(500112, "The reply address is not that of the authorization.")
         verifier = hashlib.sha256(request.form.get("code_verifier", "").encode()).digest()
         if base64url(verifier) != sign_in.code_challenge:
-            raise _invalid_grant(501481, "The Code_Verifier does not match the code_challenge.")
+            raise invalid_grant(501481, "The Code_Verifier does not match the code_challenge.")
         return self._tokens_of_user(request, sign_in)
 
     def _refresh(self, request: TokenRequest) -> dict[str, object]:
         sign_in = self._refresh_tokens.get(required(request.form, "refresh_token"))
-        if sign_in is None or sign_in.client != request.client:
-            raise _invalid_grant(9002313, "Invalid request. Request is malformed or invalid.")
+        if sign_in is None or sign_in.client.client_id != request.client.client_id:
+            raise invalid_grant(9002313, "Invalid request. Request is malformed or invalid.")
         # Only the first ID token has the nonce. Each refresh returns another refresh token.
         asked = request.form.get("scope")
         scope = f"{asked} offline_access" if asked else sign_in.scope
         return self._tokens_of_user(request, replace(sign_in, scope=scope, nonce=""))
 
+    def _redeem_device_code(self, request: TokenRequest) -> dict[str, object]:
+        sign_in = self.devices.redeem(required(request.form, "device_code"), request.client)
+        return self._tokens_of_user(request, sign_in)
+
     def _client_credentials(self, request: TokenRequest) -> dict[str, object]:
-        if request.tenant is None:
+        tenant, client = request.tenant, request.client
+        if tenant is None:
             raise EntraError("invalid_request", 50059, "No tenant-identifying information found.")
         scope = required(request.form, "scope")
-        if not scope.endswith("/.default"):
-            raise EntraError("invalid_scope", 1002012, f"Scope '{scope}' must end in /.default.")
-        return self._access_token(request, Wanted.parse(scope, self.directory, request.tenant))
+        if not scope.endswith(f"/{DEFAULT}"):
+            message = (
+                f"The provided value for scope '{scope}' is not valid: it must end in /.default."
+            )
+            raise EntraError("invalid_scope", 1002012, message)
+        wanted = Wanted.parse(scope, self.directory, tenant)
+        check_installed(self.directory, client, wanted, tenant)
+        principal = self.directory.principal(wanted.resource, tenant)
+        roles = self.directory.roles_at(wanted.resource, tenant, client.principal_in(tenant))
+        if principal and principal.assignment_required and not roles:
+            message = f"Application '{client.client_id}'({client.name}) is not assigned to a role."
+            raise invalid_grant(501051, message)
+        return self._access_token(request, wanted, ())
 
     def _on_behalf_of(self, request: TokenRequest) -> dict[str, object]:
         if request.form.get("requested_token_use") != "on_behalf_of":
             raise EntraError("invalid_request", 900144, "'requested_token_use' is missing.")
         assertion = required(request.form, "assertion")
-        claims = self._claims_of(assertion, "invalid_grant", bad=50013, expired=500133)
+        claims = claims_of(self, assertion, "invalid_grant", bad=50013, expired=500133)
         if claims.get("aud") not in {request.client.client_id, *request.client.uris}:
-            raise _invalid_grant(500131, "Assertion audience does not match the client app.")
-        users = (user for user in self.directory.users if user.object_id == claims.get("oid"))
-        user = next(users, None)
-        if user is None or "scp" not in claims:
-            raise _invalid_grant(7000114, "Only a user's token can be exchanged on behalf of.")
+            raise invalid_grant(500131, "Assertion audience does not match the client app.")
+        if "scp" not in claims:
+            raise invalid_grant(7000114, "Only a user's token can be exchanged on behalf of.")
+        user = self.directory.user(str(claims.get("oid")))
+        if user is None:
+            message = f"The user account '{claims.get('oid')}' does not exist in the directory."
+            raise invalid_grant(50034, message)
         if request.tenant not in {None, user.tenant}:
-            raise _invalid_grant(50013, "The assertion was issued in another tenant.")
-        return self._tokens_of_user(
-            request, SignIn(user, request.client, required(request.form, "scope"))
-        )
-
-    def _claims_of(self, token: str, error: str, *, bad: int, expired: int) -> dict[str, Any]:
-        try:
-            return self.verify(token)
-        except ValueError as exc:
-            if isinstance(exc.__cause__, jwt.ExpiredSignatureError):
-                message = "Assertion is not within its valid time range."
-                raise EntraError(error, expired, message) from exc
-            raise EntraError(error, bad, "Assertion failed signature validation.") from exc
+            raise invalid_grant(50013, "The assertion was issued in another tenant.")
+        strong = claims.get("uti") in self._strong
+        scope = required(request.form, "scope")
+        sign_in = SignIn(user, request.client, scope, strong=strong)
+        return self._tokens_of_user(request, sign_in)
 
     def _tokens_of_user(self, request: TokenRequest, sign_in: SignIn) -> dict[str, object]:
         tenant = request.tenant or sign_in.user.tenant
         user = self.directory.user_in(tenant, sign_in.user.account)
         if user is None:
-            message = f"User account '{sign_in.user.user_name}' does not exist in the tenant."
-            raise _invalid_grant(50020, message)
+            message = (
+                f"User account '{sign_in.user.user_name}' from identity provider "
+                f"'https://sts.windows.net/{sign_in.user.account.tenant.tenant_id}/' does not "
+                f"exist in tenant '{tenant.name}' and cannot access the application "
+                f"'{request.client.client_id}'({request.client.name}) in that tenant. The account "
+                "needs to be added as an external user in the tenant first."
+            )
+            raise invalid_grant(50020, message)
         wanted = Wanted.parse(sign_in.scope, self.directory, tenant)
-        answer = self._access_token(request, wanted, user)
-        answer["scope"] = str(wanted)
+        scopes = permitted(self.directory, request.client, wanted, user, strong=sign_in.strong)
+        asked = requested_claims(request.form).get("capolids", {}).get("values") or []
+        if asked and not sign_in.strong:
+            raise errors.step_up(wanted.resource, str(asked[0]))
+        answer = self._access_token(request, wanted, scopes, user, strong=sign_in.strong)
+        answer["scope"] = wanted.answer(scopes)
         if "openid" in wanted.openid:
             answer["id_token"] = self.issue_id_token(user, sign_in.client, nonce=sign_in.nonce)
         if "offline_access" in wanted.openid:
@@ -318,19 +260,28 @@ class Grants(TokenIssuer):
         return answer
 
     def _access_token(
-        self, request: TokenRequest, wanted: Wanted, user: User | None = None
+        self,
+        request: TokenRequest,
+        wanted: Wanted,
+        scopes: tuple[str, ...],
+        user: User | None = None,
+        *,
+        strong: bool = False,
     ) -> dict[str, object]:
         lifetime = usual_lifetime()
+        uti = secrets.token_urlsafe(16)
+        if strong:
+            self._strong.add(uti)
         access_token = self.issue_access_token(
-            user.user_name if user else None,
+            user.object_id if user else None,
             client=request.client,
             resource=wanted.resource,
             audience=wanted.audience,
-            scopes=wanted.scopes,
+            scopes=scopes,
             tenant=request.tenant,
             authentication=request.authentication,
             lifetime=lifetime,
-            claims=_requested_claims(request.form, wanted.resource),
+            claims={**answered_claims(request.form, wanted.resource), "uti": uti},
         )
         seconds = int(lifetime.total_seconds()) - 1
         return {
@@ -341,45 +292,7 @@ class Grants(TokenIssuer):
         }
 
 
-def required(form: Form, name: str) -> str:
-    """Return a parameter.
-
-    Raises:
-        EntraError: it is missing.
-    """
-    value = form.get(name)
-    if not value:
-        message = f"The request must contain the following parameter: '{name}'."
-        raise EntraError("invalid_request", 900144, message)
-    return value
-
-
 def client_info(user: User) -> str:
     """Return the ids by which MSAL names an account: those in its home tenant."""
     ids = {"uid": user.account.object_id, "utid": user.account.tenant.tenant_id}
     return base64url(json.dumps(ids).encode())
-
-
-def _requested_claims(form: Form, resource: App) -> dict[str, object]:
-    """Return the claims that a `claims` parameter decides.
-
-    A resource that refuses tokens from before some time sends its clients here with that time as an
-    essential `nbf`. A client that can handle such a challenge says so in `xms_cc`.
-    """
-    try:
-        asked = json.loads(form.get("claims") or "{}").get("access_token", {})
-        moment = int(asked.get("nbf", {}).get("value", 0))
-        capabilities = asked.get("xms_cc", {}).get("values", [])
-    except (AttributeError, TypeError, ValueError) as exc:
-        raise EntraError("invalid_request", 9002313, "The claims are malformed.") from exc
-    claims: dict[str, object] = {}
-    now = int(time.time())
-    if now - BACKDATED.total_seconds() < moment <= now:
-        claims |= {"iat": moment, "nbf": moment}
-    if capabilities and "xms_cc" in resource.optional_claims:
-        claims["xms_cc"] = capabilities
-    return claims
-
-
-def _invalid_grant(number: int, message: str) -> EntraError:
-    return EntraError("invalid_grant", number, message)

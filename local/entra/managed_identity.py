@@ -15,7 +15,7 @@ from local.entra.tokens import CLIENT_ASSERTION
 from local.serving.faults import Faults, middleware
 
 if TYPE_CHECKING:
-    from local.entra.directory import ManagedIdentity
+    from local.entra.objects import ManagedIdentity
     from local.entra.tokens import TokenIssuer
 
 API_VERSION = "2019-08-01"

@@ -12,7 +12,7 @@ from aiohttp import web
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from local.entra.directory import User
+    from local.entra.objects import User
 
 _STYLE = """
 body { font: 1rem/1.5 system-ui, sans-serif; max-width: 26rem; margin: 3rem auto; padding: 0 1rem }
@@ -59,6 +59,41 @@ def sign_in_page(users: Iterable[User], params: Mapping[str, str], *, app: str) 
     return _page("Sign in", body)
 
 
+def consent_page(
+    permissions: Iterable[str],
+    params: Mapping[str, str],
+    *,
+    app: str,
+    user: User,
+    may_accept: bool,
+) -> web.Response:
+    """Return the page that asks a user to consent, or says that an administrator has to."""
+    items = "".join(f"<li>{escape(permission)}</li>" for permission in permissions)
+    title = "Permissions requested" if may_accept else "Need admin approval"
+    text = "The app would like to:" if may_accept else "Only an administrator can grant this:"
+    accept = '<button name="consent" value="accept" autofocus>Accept</button>' if may_accept else ""
+    account = f'<input type="hidden" name="account" value="{escape(params["account"])}">'
+    body = (
+        f"<h1>{title}</h1><p>{escape(app)}, for {escape(user.account.user_name)}</p>"
+        f"<p>{text}</p><ul>{items}</ul>"
+        f'<form method="post">{_hidden(params)}{account}{accept}'
+        '<button name="consent" value="decline">Cancel</button></form>'
+    )
+    return _page(title, body)
+
+
+def code_page(*, wrong: bool) -> web.Response:
+    """Return the page that asks for the code that a device shows."""
+    complaint = "<p role=alert>That code does not work. Check it, or get a new one.</p>"
+    body = (
+        f"<h1>Enter code</h1>{complaint if wrong else ''}"
+        '<form method="post"><label>The code on your app or device '
+        '<input name="user_code" autocomplete="off" autofocus required></label>'
+        "<button>Next</button></form>"
+    )
+    return _page("Enter code", body, status=400 if wrong else 200)
+
+
 def form_post_page(url: str, params: Mapping[str, str]) -> web.Response:
     """Return the page that sends the browser back to an app with a POST."""
     body = (
@@ -78,7 +113,7 @@ def _hidden(params: Mapping[str, str]) -> str:
     return "".join(
         f'<input type="hidden" name="{escape(name)}" value="{escape(value)}">'
         for name, value in params.items()
-        if name != "account"
+        if name not in {"account", "consent"}
     )
 
 

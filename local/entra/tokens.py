@@ -23,12 +23,15 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from local.entra.directory import BROKER, DIRECTORY, WEB_APP, ManagedIdentity
+from local.entra.directory import BROKER, WEB_APP
+from local.entra.objects import ManagedIdentity
+from local.entra.state import set_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from local.entra.directory import App, Directory, Tenant, User
+    from local.entra.objects import App, Tenant, User
+    from local.entra.state import Directory
 
     JWK = dict[str, Any]
 
@@ -82,13 +85,14 @@ class SigningKey:
 class TokenIssuer:
     """Issues tokens to the users and apps of a directory, and publishes the signing keys.
 
-    Unless it is given keys, it makes its own, which takes a moment.
+    Unless it is given keys, it makes its own, which takes a moment. Unless it is given a directory,
+    everything is set up in its own.
     """
 
     def __init__(
-        self, directory: Directory = DIRECTORY, *, keys: Iterable[SigningKey] = ()
+        self, directory: Directory | None = None, *, keys: Iterable[SigningKey] = ()
     ) -> None:
-        self.directory = directory
+        self.directory = directory or set_up()
         self.url = ""
         self._keys = list(keys)
 
@@ -175,9 +179,10 @@ class TokenIssuer:
             issued["scp"] = " ".join(resource.scopes if scopes is None else scopes)
         else:
             issued |= self._app_claims(home, client, resource, version=version)
-        holder = person or client
-        roles = [role for role in holder.app_roles if role in resource.defined_roles]
-        issued["roles"] = roles or None
+        holder = person.object_id if person else client.principal_in(home)
+        issued["roles"] = self.directory.roles_at(resource, home, holder) or None
+        if person and resource.group_claims:
+            issued["groups"] = sorted(self.directory.groups_of(home.tenant_id, holder)) or None
         thumbprint = {"x5t": self.keys[0].kid} if version == 1 else {}
         return self.sign({**thumbprint, **(header or {})}, {**issued, **(claims or {})}, key=key)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import uuid
 from abc import ABC, abstractmethod
+from datetime import UTC, datetime
 from email.utils import format_datetime
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -11,12 +14,15 @@ from aiohttp import ClientSession, DummyCookieJar, TCPConnector, web
 from multidict import CIMultiDict
 from yarl import URL
 
+from local.entra.directory import STORAGE
 from local.serving.faults import Faults, middleware
+from local.serving.roles import Roles
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator, Callable, Iterable
-    from datetime import datetime
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+
+    VerifyBearer = Callable[[str], Mapping[str, object]]
 
 TABLE_CODES = {
     400: "InvalidInput",
@@ -36,6 +42,13 @@ BLOB_CODES = {
     412: "ConditionNotMet",
     503: "ServerBusy",
 }
+# Of the token's audience, as the SDKs ask for it.
+AUDIENCES = {STORAGE.client_id, *STORAGE.uris, *(f"{uri}/" for uri in STORAGE.uris)}
+UNKNOWN = (
+    "Server failed to authenticate the request. Please refer to the information in the "
+    "www-authenticate header."
+)
+DENIED = "This request is not authorized to perform this operation using this permission."
 # These headers concern one connection, so they are not passed on.
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"}
 SESSION = web.AppKey("session", ClientSession)
@@ -49,16 +62,26 @@ class StorageProxy(ABC):
     Args:
         upstream: the endpoint of one of Azurite's services.
         tls: the certificates to trust, if the endpoint is https.
+        verify_bearer: returns the claims of a valid Entra token, and raises ValueError for others.
+            None: a token is passed on unchecked, to Azurite, which takes any.
     """
 
-    def __init__(self, upstream: str, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        upstream: str,
+        *,
+        tls: ssl.SSLContext | None = None,
+        verify_bearer: VerifyBearer | None = None,
+    ) -> None:
         self.faults = Faults()
+        self.roles = Roles()
         self.url = ""
         self.clock: Callable[[], datetime] | None = None
         parts = urlsplit(upstream)
         self._upstream = f"{parts.scheme}://{parts.netloc}"
         self._account_path = parts.path
         self._tls = tls
+        self._verify_bearer = verify_bearer
 
     @property
     def endpoint(self) -> str:
@@ -72,7 +95,7 @@ class StorageProxy(ABC):
             client_max_size=0,  # The service has its own limits.
         )
         app.cleanup_ctx.append(self._session)
-        app.add_routes(self.faults.routes())
+        app.add_routes([*self.faults.routes(), *self.roles.routes()])
         app.router.add_route("*", "/{path:.*}", self._pass_on)
         return app
 
@@ -93,7 +116,28 @@ class StorageProxy(ABC):
     def _render(self, status: int) -> web.Response:
         """Return the service's own error answer for a status."""
 
+    @abstractmethod
+    def _answer(self, status: int, code: str, message: str) -> web.Response:
+        """Return an error answer with a code and a message."""
+
+    def _refusal(self, request: web.Request) -> web.Response | None:
+        """Return the answer to a token that does not open the account; a key does."""
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if self._verify_bearer is None or scheme != "Bearer":
+            return None
+        try:
+            claims = self._verify_bearer(token)
+        except ValueError:
+            claims = {}
+        if claims.get("aud") not in AUDIENCES:
+            return self._answer(HTTPStatus.UNAUTHORIZED, "InvalidAuthenticationInfo", UNKNOWN)
+        if not self.roles.allow(claims):
+            return self._answer(HTTPStatus.FORBIDDEN, "AuthorizationPermissionMismatch", DENIED)
+        return None
+
     async def _pass_on(self, request: web.Request) -> web.Response:
+        if refusal := self._refusal(request):
+            return refusal
         sent = request.app[SESSION].request(
             request.method,
             URL(self._upstream + request.raw_path, encoded=True),
@@ -136,9 +180,12 @@ class TableProxy(StorageProxy):
 
     def _render(self, status: int) -> web.Response:
         code = TABLE_CODES.get(status, "InternalError")
-        message = {"lang": "en-US", "value": f"{code}, on request."}
+        return self._answer(status, code, f"{code}, on request.")
+
+    def _answer(self, status: int, code: str, message: str) -> web.Response:
+        error = {"code": code, "message": {"lang": "en-US", "value": _traced(message)}}
         return web.json_response(
-            {"odata.error": {"code": code, "message": message}},
+            {"odata.error": error},
             status=status,
             headers={"x-ms-error-code": code},
         )
@@ -161,13 +208,21 @@ class BlobProxy(StorageProxy):
 
     def _render(self, status: int) -> web.Response:
         code = BLOB_CODES.get(status, "InternalError")
+        return self._answer(status, code, f"{code}, on request.")
+
+    def _answer(self, status: int, code: str, message: str) -> web.Response:
         return web.Response(
             status=status,
             text=f"<?xml version='1.0' encoding='utf-8'?><Error><Code>{code}</Code>"
-            f"<Message>{code}, on request.</Message></Error>",
+            f"<Message>{_traced(message)}</Message></Error>",
             content_type="application/xml",
             headers={"x-ms-error-code": code},
         )
+
+
+def _traced(message: str) -> str:
+    now = datetime.now(UTC)
+    return f"{message}\nRequestId:{uuid.uuid4()}\nTime:{now:%Y-%m-%dT%H:%M:%S}.0000000Z"
 
 
 def _end_to_end(headers: Iterable[tuple[str, str]]) -> CIMultiDict[str]:

@@ -70,9 +70,8 @@ class Running:
     def token_of_new_member(self, **claims: Any) -> str:
         """Return an access token of somebody whom Entra knows: a new user of Contoso."""
         new = replace(ADA, object_id=str(uuid.uuid4()), user_name=f"{uuid.uuid4()}@contoso.example")
-        entra = self.stack.entra
-        entra.directory = replace(entra.directory, users=(*entra.directory.users, new))
-        return entra.issue_access_token(new.user_name, claims=claims)
+        self.stack.entra.directory.users.append(new)
+        return self.stack.entra.issue_access_token(new.user_name, claims=claims)
 
     def fresh_token(self, object_id: str, **claims: Any) -> str:
         """Return an access token from after everything that a test has done."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from local.entra.directory import BROKER, CONTOSO, GUEST, WEB_APP
-from local.entra.grants import SignIn
+from local.entra.requests import SignIn
 from local.entra.tokens import base64url
 from tests.e2e.test_problems import assert_problem
 from tests.emulated import until

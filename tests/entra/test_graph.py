@@ -28,7 +28,7 @@ from shared.entra.graph import Graph, GraphError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from local.entra.directory import ManagedIdentity
+    from local.entra.objects import ManagedIdentity
     from local.entra.tokens import SigningKey as EntraKey
 
 AUDIENCE = "https://graph.microsoft.com"

@@ -29,6 +29,7 @@ from local.entra.directory import (
 )
 from local.entra.emulator import EntraEmulator
 from local.entra.managed_identity import ManagedIdentityEmulator
+from local.entra.objects import FederatedCredential
 from local.entra.tokens import base64url
 from local.serving.application import serve
 from local.serving.certificates import Certificates
@@ -154,13 +155,8 @@ class TestProofs:
         error: type[BrokerError] | None,
     ) -> None:
         """With a token of the managed identity that the registration trusts, fetched once."""
-        entra.directory = replace(
-            entra.directory,
-            apps=tuple(
-                replace(app, federated_subject=trusted) if app is BROKER else app
-                for app in entra.directory.apps
-            ),
-        )
+        trusts = (FederatedCredential(name="managed-identity", subject=trusted),)
+        entra.directory.apps[BROKER.client_id] = replace(BROKER, trusts=trusts)
         emulator = ManagedIdentityEmulator(entra, "its secret")
         async with serve(emulator.application()) as url:
             emulator.url = url

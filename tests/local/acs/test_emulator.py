@@ -47,6 +47,8 @@ TEAMS = "https://auth.msft.communication.azure.com"
 CONTOSO = "c0ffee00-0000-4000-8000-00000000c057"
 ADA = "c0ffee00-0000-4000-8000-0000000000ad"
 APP = "c0ffee00-0000-4000-8000-000000000a99"
+OTHER = "c0ffee00-0000-4000-8000-0000000000ff"
+GROUPS = {(CONTOSO, ADA): {"g"}}  # Whose member is who.
 API = {"api-version": "2023-10-01"}
 PREVIEW = {"api-version": "2025-03-02-preview"}
 
@@ -123,7 +125,12 @@ def signer() -> Signer:
 @pytest.fixture
 async def acs(signer: Signer) -> AsyncIterator[AcsEmulator]:
     """Serve an emulator over HTTP."""
-    emulator = AcsEmulator(access_key=KEY, verify_bearer=signer.verify)
+    emulator = AcsEmulator(
+        access_key=KEY,
+        verify_bearer=signer.verify,
+        groups_of=lambda *user: GROUPS.get(user, set()),
+    )
+    emulator.roles.give(ADA)
     async with serve(emulator.application()) as url:
         emulator.url = url
         yield emulator
@@ -132,7 +139,12 @@ async def acs(signer: Signer) -> AsyncIterator[AcsEmulator]:
 @pytest.fixture
 async def acs_tls(signer: Signer, certificates: Certificates) -> AsyncIterator[AcsEmulator]:
     """Serve an emulator over TLS."""
-    emulator = AcsEmulator(access_key=KEY, verify_bearer=signer.verify)
+    emulator = AcsEmulator(
+        access_key=KEY,
+        verify_bearer=signer.verify,
+        groups_of=lambda *user: GROUPS.get(user, set()),
+    )
+    emulator.roles.give(ADA)
     async with serve(emulator.application(), tls=certificates.server_context()) as url:
         emulator.url = url
         yield emulator
@@ -538,6 +550,31 @@ class TestAccess:
         bearer = {"Authorization": f"Bearer {signer.sign(IDENTITY_API, **changes)}"}
         assert status == (await wire.ask("POST", "/identities", headers=bearer))[0]
 
+    async def test_role(self, acs: AcsEmulator, wire: Wire, signer: Signer) -> None:
+        """An Entra token must be that of somebody who has the role, which can be taken away."""
+        bearer = {"Authorization": f"Bearer {signer.sign(IDENTITY_API)}"}
+
+        async def ask() -> tuple[int, str]:
+            return code(await wire.ask("GET", "/identities/x", query=PREVIEW, headers=bearer))
+
+        assert (404, "NotFound") == await ask()
+        acs.roles.take(ADA)
+        assert (401, "Denied") == await ask()
+        assert 204 == (await wire.ask("POST", "/_local/roles", {"principal": ADA}))[0]
+        assert (404, "NotFound") == await ask()
+        assert ADA in (await wire.ask("GET", "/_local/roles"))[1]
+        assert 204 == (await wire.ask("DELETE", "/_local/roles", {"principal": ADA}))[0]
+        assert (401, "Denied") == await ask()
+
+    @pytest.mark.parametrize("body", [{}, [], {"principal": "ada"}, {"principal": 5}], ids=str)
+    async def test_role_refused(self, acs: AcsEmulator, body: object) -> None:
+        """What names no principal changes nothing."""
+        async with (
+            ClientSession() as session,
+            session.post(f"{acs.url}/_local/roles", json=body) as response,
+        ):
+            assert 400 == response.status
+
     async def test_no_entra(self, signer: Signer) -> None:
         """Without a way to verify them, no Entra token is accepted."""
         emulator = AcsEmulator(access_key=KEY)
@@ -545,6 +582,41 @@ class TestAccess:
             bearer = {"Authorization": f"Bearer {signer.sign(IDENTITY_API)}"}
             answer = await Wire(session, url).ask("POST", "/identities", headers=bearer)
         assert (401, "Denied") == code(answer)
+
+    @pytest.mark.parametrize(
+        ("changes", "message", "target", "names_versions"),
+        [
+            ({"appId": ""}, "AppId: The AppId field is required.", "AppId", False),
+            ({"appId": "invalid"}, "Provided AppId has invalid format.", "appId", True),
+            ({"appId": OTHER}, "AAD application is not the expected one.", "appId", True),
+            ({"userId": ""}, "UserId: The UserId field is required.", "UserId", False),
+            ({"userId": "invalid"}, "Provided UserId has invalid format.", "userId", True),
+            (
+                {"userId": OTHER},
+                "Provided AAD token issued for unexpected user.",
+                "userId",
+                True,
+            ),
+        ],
+    )
+    async def test_teams_refused(
+        self,
+        wire: Wire,
+        signer: Signer,
+        *,
+        changes: dict[str, str],
+        message: str,
+        target: str,
+        names_versions: bool,
+    ) -> None:
+        """The refusals of an exchange for Teams are those recorded from the service."""
+        token = signer.sign(TEAMS, scp="Teams.ManageCalls")
+        body = {"token": token, "appId": APP, "userId": ADA, **changes}
+        status, answer, headers = await wire.ask("POST", "/teamsUser/:exchangeAccessToken", body)
+
+        expected = {"code": "ValidationError", "message": message, "target": target}
+        assert (400, {"error": expected}) == (status, answer)
+        assert names_versions == ("api-supported-versions" in headers)
 
     async def test_key_does_not_exchange(self, wire: Wire) -> None:
         """A user's exchange takes only the user's token, not the key."""
@@ -741,8 +813,8 @@ class TestAssignments:
         ("item", "claims", "status"),
         [
             pytest.param(assignment(CONTOSO, "tenant"), {}, 200, id="tenant"),
-            pytest.param(assignment("g", "group"), {"groups": ["g"]}, 200, id="group"),
-            pytest.param(assignment("g", "group"), {}, 403, id="not a member"),
+            pytest.param(assignment("g", "group"), {}, 200, id="group"),
+            pytest.param(assignment("h", "group"), {"groups": ["h"]}, 403, id="not a member"),
             pytest.param(assignment(ADA, "tenant"), {}, 403, id="user id as tenant"),
             pytest.param(assignment(ADA, "user"), {"azp": "other"}, 403, id="other app"),
             pytest.param(assignment(ADA, "user"), {"azp": None, "appid": APP}, 200, id="v1 token"),

@@ -34,6 +34,7 @@ from local.entra.directory import (
     EXPENSES_API,
     FABRIKAM,
     FADI,
+    FARAH,
     GRACE,
     GUEST,
     TOKEN_EXCHANGE,
@@ -41,7 +42,7 @@ from local.entra.directory import (
     WEB_APP,
 )
 from local.entra.emulator import EntraEmulator
-from local.entra.grants import SignIn
+from local.entra.requests import SignIn
 from local.storage.npm import find_node
 
 if TYPE_CHECKING:
@@ -476,7 +477,8 @@ class TestSignIn:
         page = await (await browser.authorize()).text()
 
         accounts = re.findall('name="account" value="(.*?)"', page)
-        assert [ADA.object_id, GRACE.object_id, FADI.object_id] == accounts
+        home = [user.object_id for user in (ADA, GRACE, FADI, FARAH)]
+        assert home == accounts
 
     async def test_tokens(self, http: aiohttp.ClientSession, browser: Browser) -> None:
         """A code becomes an access token, an ID token with the nonce, and a refresh token."""
@@ -691,7 +693,10 @@ class TestSignIn:
         """An administrator's consent comes back with the tenant's id."""
         url = f"{browser.entra.url}/fabrikam.example{version}/adminconsent"
         params = {"client_id": BROKER.client_id, "redirect_uri": REDIRECT_URI, "state": "1"}
-        async with browser.http.get(url, params=params, allow_redirects=False) as response:
+        form = {"account": FARAH.object_id, "consent": "accept"}
+        async with browser.http.post(
+            url, params=params, data=form, allow_redirects=False
+        ) as response:
             query = parse_qs(urlsplit(response.headers["Location"]).query)
 
         assert {"admin_consent": ["True"], "tenant": [FABRIKAM.tenant_id], "state": ["1"]} == query
