@@ -7,6 +7,7 @@ targetScope = 'subscription'
 extension microsoftGraphV1
 
 import { signingIn } from 'entra-clients.bicep'
+import { knownPermissions } from 'entra-resources.bicep'
 
 @description('Client id of an app.')
 @minLength(36)
@@ -39,6 +40,12 @@ param preAuthorizedClientIds string[]
 
 @description('Issue tokens for the broker only to users and apps that are assigned to it.')
 param assignmentRequired bool
+
+@description('Permissions of Microsoft\'s apps that the broker asks for.')
+param permissions knownPermissions[]
+
+@description('Object ids of the managed identities that act as the broker, without a secret.')
+param identityPrincipalIds string[]
 
 @description('Object ids of further owners of the registration.')
 param ownerIds string[]
@@ -95,9 +102,18 @@ resource broker 'Microsoft.Graph/applications@v1.0' = {
     }
   ]
   // The consent page for administrators needs a permission to ask for, and an address to return to. A
-  // code sent to that address is useless: the broker has no credential to redeem it with.
+  // code sent to that address is useless: only the managed identities can redeem it, which do not.
   // https://learn.microsoft.com/entra/identity-platform/howto-convert-app-to-be-multi-tenant
-  requiredResourceAccess: [signingIn]
+  requiredResourceAccess: concat(
+    [signingIn],
+    map(permissions, permission => {
+      resourceAppId: permission.resourceAppId
+      resourceAccess: map(
+        filter(permission.scopes, scope => contains(permission.names, scope.value)),
+        scope => { id: scope.id, type: 'Scope' }
+      )
+    })
+  )
   web: { redirectUris: ['https://entra.microsoft.com/'] }
   // Distinguishes apps' tokens from users'.
   optionalClaims: {
@@ -111,5 +127,18 @@ resource principal 'Microsoft.Graph/servicePrincipals@v1.0' = {
   appRoleAssignmentRequired: assignmentRequired
 }
 
+// https://learn.microsoft.com/entra/workload-id/workload-identity-federation-config-app-trust-managed-identity
+resource federations 'Microsoft.Graph/applications/federatedIdentityCredentials@v1.0' = [
+  for principalId in identityPrincipalIds: {
+    name: '${broker.uniqueName}/managed-identity-${principalId}'
+    issuer: '${environment().authentication.loginEndpoint}${tenant().tenantId}/v2.0'
+    subject: principalId
+    audiences: ['api://AzureADTokenExchange']
+  }
+]
+
 @description('Client id of the broker.')
 output clientId string = broker.appId
+
+@description('Id of the scope, which now exists.')
+output scopeId string = broker.api.oauth2PermissionScopes[0].id

@@ -23,10 +23,13 @@ ROLES = {
     "Storage Blob Data Owner": "b7e6dc6d-f1e8-4753-8033-0f276bb0955b",
     "Storage Table Data Contributor": "0a9a7e1f-b9d0-4cc4-a60d-0319b160aaa3",
 }
-# Microsoft Graph and its permission User.Read, which test_entra_bicep.py checks.
-MICROSOFT_GRAPH = {
+# Microsoft Graph, its permission User.Read, and the apps of Azure Communication Services, which
+# test_entra_bicep.py checks.
+MICROSOFT_APPS = {
     "00000003-0000-0000-c000-000000000000",
     "e1fe6dd8-ba31-4d61-89e7-88639da4683d",
+    "2a04943b-b6a7-4f65-8786-2bb6131b59f6",
+    "1fd5118e-2576-4263-8130-9503064c837a",
 }
 # The settings that the Functions host and its Application Insights read.
 HOST_SETTINGS = {
@@ -213,7 +216,7 @@ class TestRoles:
         for name, role_id in ROLES.items():
             assert re.search(rf"// {name}\b[^']*?var \w+ = '{role_id}'", text), name
         guids = set(re.findall(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", text))
-        assert set(ROLES.values()) == guids - MICROSOFT_GRAPH
+        assert set(ROLES.values()) == guids - MICROSOFT_APPS
 
     def test_deployer(self) -> None:
         """The documents and scripts allow a deployer to assign these roles and no others."""

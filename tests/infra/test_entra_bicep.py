@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 ENTRA = (ROOT / "infra/entra.bicep").read_text()
 BROKER = (ROOT / "infra/modules/entra-broker.bicep").read_text()
 CLIENTS = (ROOT / "infra/modules/entra-clients.bicep").read_text()
+RESOURCE_APPS = (ROOT / "infra/modules/entra-resources.bicep").read_text()
 MAIN = (ROOT / "infra/main.bicep").read_text()
 EXAMPLE = (ROOT / "infra/entra.bicepparam").read_text()
 PAGE = (ROOT / "docs/deploy.md").read_text()
@@ -23,7 +24,9 @@ PROPERTIES = {
     "applications": (
         "uniqueName displayName description notes tags signInAudience identifierUris"
         " serviceManagementReference api appRoles optionalClaims owners publicClient"
-        " requiredResourceAccess servicePrincipalLockConfiguration spa web"
+        " requiredResourceAccess requiredResourceAccess.resourceAppId"
+        " requiredResourceAccess.resourceAccess requiredResourceAccess.resourceAccess.id"
+        " requiredResourceAccess.resourceAccess.type servicePrincipalLockConfiguration spa web"
         " api.acceptMappedClaims api.knownClientApplications api.oauth2PermissionScopes"
         " api.preAuthorizedApplications api.requestedAccessTokenVersion"
         " api.oauth2PermissionScopes.adminConsentDescription"
@@ -43,6 +46,7 @@ PROPERTIES = {
         " servicePrincipalLockConfiguration.allProperties"
         " servicePrincipalLockConfiguration.isEnabled"
     ),
+    "applications/federatedIdentityCredentials": "name issuer subject audiences description",
     "servicePrincipals": "accountEnabled appId appRoleAssignmentRequired description notes tags",
 }
 # https://learn.microsoft.com/entra/identity-platform/reply-url
@@ -90,7 +94,7 @@ def values(name: str, text: str) -> list[str]:
 
 RESOURCES = [
     pytest.param(what, body, id=f"{file}: {name}")
-    for file, text in (("broker", BROKER), ("clients", CLIENTS))
+    for file, text in (("broker", BROKER), ("clients", CLIENTS), ("resources", RESOURCE_APPS))
     for name, (what, body) in declarations("resource", text).items()
 ]
 
@@ -99,10 +103,15 @@ class TestTypes:
     """Graph has every property, which the compiler only warns about."""
 
     def test_all_resources(self) -> None:
-        """The broker and the clients each have an application and a service principal."""
+        """The broker and the clients each have an application and a service principal.
+
+        Microsoft's apps have service principals, and managed identities are trusted.
+        """
         kinds = sorted(str(parameter.values[0]) for parameter in RESOURCES)
         application, principal = "applications@v1.0", "servicePrincipals@v1.0"
-        assert kinds == [f"Microsoft.Graph/{kind}" for kind in [application] * 2 + [principal] * 2]
+        trust = "applications/federatedIdentityCredentials@v1.0"
+        expected = [trust, *[application] * 2, *[principal] * 3]
+        assert kinds == [f"Microsoft.Graph/{kind}" for kind in expected]
 
     @pytest.mark.parametrize(("what", "body"), RESOURCES)
     def test_properties(self, what: str, body: str) -> None:
@@ -123,7 +132,7 @@ class TestTypes:
         """Only the modules that need it fetch the extension, so that main.bicep never does."""
         modules = (ROOT / "infra").rglob("*.bicep")
         used = {path.name for path in modules if "\nextension " in path.read_text()}
-        assert used == {"entra-broker.bicep", "entra-clients.bicep"}
+        assert used == {"entra-broker.bicep", "entra-clients.bicep", "entra-resources.bicep"}
         assert "entra-" not in MAIN
 
 
@@ -145,7 +154,8 @@ class TestOrder:
         order = list(graphlib.TopologicalSorter(references).static_order())
         assert sorted(order) == sorted(found)
         if kind == "module":
-            assert order == ["clientIds", "broker", "clientPermissions"]
+            assert sorted(order[:2]) == ["clientIds", "resources"]
+            assert order[2:] == ["brokerScope", "broker", "clientPermissions"]
 
     def test_clients_twice(self) -> None:
         """One module writes the clients twice, and only the second time with the broker's id."""
@@ -156,12 +166,27 @@ class TestOrder:
         assert named in again
         assert body == again.replace(named, "")
 
+    def test_broker_twice(self) -> None:
+        """One module writes the broker twice, and pre-authorizes only once the scope exists.
+
+        https://github.com/microsoftgraph/microsoft-graph-docs-contrib/issues/1395
+        """
+        modules = declarations("module", ENTRA)
+        (first, body), (second, again) = modules["brokerScope"], modules["broker"]
+        assert first == second
+        assert "    preAuthorizedClientIds: []\n" in body
+        assert "    scopeId: brokerScope.outputs.scopeId\n" in again
+        pattern = r"    preAuthorizedClientIds: (\[\]|concat\(.*?\n    \))\n"
+        without = re.sub(pattern, "", body, flags=re.DOTALL)
+        as_first = again.replace("brokerScope.outputs.scopeId", "scopeId")
+        assert without == re.sub(pattern, "", as_first, flags=re.DOTALL)
+
     def test_plain_values(self) -> None:
         """No lambda function is applied to another registration of the same file.
 
         https://github.com/Azure/bicep/issues/18046
         """
-        for text in (BROKER, CLIENTS):
+        for text in (BROKER, CLIENTS, RESOURCE_APPS):
             resources = "|".join(declarations("resource", text))
             assert not re.search(rf"\b(map|filter|reduce|toObject)\(\s*({resources})\b", text)
 
@@ -190,7 +215,7 @@ class TestConsent:
 
     def test_permissions(self) -> None:
         """A client asks for the broker's permissions, and for the broker's scope."""
-        assert "requiredResourceAccess: [signingIn]\n" in BROKER
+        assert "requiredResourceAccess: concat(\n    [signingIn],\n    map(permissions, " in BROKER
         asked = "empty(brokerClientId) ? [signingIn] : [signingIn, callingTheBroker]"
         assert f"requiredResourceAccess: {asked}\n" in CLIENTS
         assert re.search(
@@ -267,8 +292,8 @@ class TestScopeAndRoles:
 
     @pytest.mark.parametrize("text", [BROKER, CLIENTS], ids=["broker", "clients"])
     def test_no_credential(self, text: str) -> None:
-        """No registration gets a credential, and none can be added in a customer's tenant."""
-        assert not re.search(r"(?i)(password|key)Credentials|federatedIdentityCredentials", text)
+        """No registration gets a secret, and none can be added in a customer's tenant."""
+        assert not re.search(r"(?i)(password|key)Credentials", text)
         locked = "servicePrincipalLockConfiguration: { isEnabled: true, allProperties: true }"
         assert text.count(locked) == text.count("'Microsoft.Graph/applications@v1.0'") == 1
 

@@ -150,7 +150,7 @@ def _check(call: Call, before: Mapping[str, Any], after: Mapping[str, Any]) -> N
     for kind, old in (("api", before["api"]["oauth2PermissionScopes"]), ("", before["appRoles"])):
         new = after["api"]["oauth2PermissionScopes"] if kind else after["appRoles"]
         _check_permissions(old, new)
-    _check_preauthorized(call, after)
+    _check_preauthorized(call, before, after)
 
 
 def _check_uris(call: Call, after: Mapping[str, Any]) -> None:
@@ -193,8 +193,12 @@ def _check_permissions(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> 
             raise bad_request(message, "CannotDeleteOrUpdateEnabledEntitlement")
 
 
-def _check_preauthorized(call: Call, after: Mapping[str, Any]) -> None:
-    defined = {each["id"] for each in after["api"]["oauth2PermissionScopes"]}
+def _check_preauthorized(call: Call, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Apps and scopes exist; scopes that the same request defines do not count.
+
+    https://github.com/microsoftgraph/microsoft-graph-docs-contrib/issues/1395
+    """
+    defined = {each["id"] for each in before["api"]["oauth2PermissionScopes"]}
     for each in after["api"]["preAuthorizedApplications"]:
         if call.entra.directory.app(each["appId"]) is None:
             message = (
@@ -203,7 +207,10 @@ def _check_preauthorized(call: Call, after: Mapping[str, Any]) -> None:
             )
             raise bad_request(message, "InvalidAppId")
         if not defined.issuperset(each["delegatedPermissionIds"]):
-            message = "PreAuthorizedApplication refers to a permission that is not defined."
+            message = (
+                "Property api.preAuthorizedApplications.delegatedPermissionIds has a Permission Id "
+                "that cannot be found in the AppPermissions sets."
+            )
             raise bad_request(message)
 
 

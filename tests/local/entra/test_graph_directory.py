@@ -445,6 +445,22 @@ class TestApplications:
         status, _ = await graph.refuse("POST", "applications", again)
         assert 409 == status
 
+    async def test_scope_comes_first(self, graph: Graph) -> None:
+        """A client is pre-authorized for a scope that exists, not for one of the same request.
+
+        https://github.com/microsoftgraph/microsoft-graph-docs-contrib/issues/1395
+        """
+        made = await graph.make("applications", {"displayName": "Reports"})
+        path = f"applications/{made['id']}"
+        scope = {"id": SCOPE_ID, "value": "Reports.Read", "type": "User", "isEnabled": True}
+        client = {"appId": WEB_APP.client_id, "delegatedPermissionIds": [SCOPE_ID]}
+        scopes = {"oauth2PermissionScopes": [scope]}
+        both = {"api": {**scopes, "preAuthorizedApplications": [client]}}
+        assert 400 == (await graph.refuse("PATCH", path, both))[0]
+
+        assert 204 == (await graph.ask("PATCH", path, {"api": scopes}))[0]
+        assert 204 == (await graph.ask("PATCH", path, both))[0]
+
     async def test_disabled_first(self, graph: Graph) -> None:
         """A role can be removed once it is disabled."""
         path = f"applications(appId='{BROKER.client_id}')"

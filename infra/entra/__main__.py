@@ -1,0 +1,54 @@
+"""The command line: `python -m infra.entra --help`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING
+
+from azure.core.exceptions import AzureError
+
+from infra.entra import commands
+from infra.entra.advice import ROLES, what_to_do
+from infra.entra.doctor import doctor
+from infra.entra.options import parser
+from infra.entra.permissions import NoPermissionError
+from infra.entra.rest import RefusedError, UnreachableError
+from infra.entra.session import NotDoneError, Session
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+NOT_DONE, INTERRUPTED = 2, 130
+COMMANDS = {
+    "setup": commands.setup,
+    "consent-url": commands.consent_url,
+    "assign": commands.assign,
+    "unassign": commands.unassign,
+    "assignments": commands.list_assignments,
+    "doctor": doctor,
+}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    arguments = parser().parse_args(words)
+    # What azure-identity would log is in its exceptions, too.
+    logging.getLogger("azure.identity").setLevel(logging.CRITICAL)
+    try:
+        return COMMANDS[arguments.command](arguments, Session(arguments))
+    except RefusedError as exc:
+        sys.stderr.write(f"Not done, or not all of it: {exc}\n{what_to_do(exc)}\n")
+    except (NotDoneError, NoPermissionError, UnreachableError, OSError, ValueError) as exc:
+        sys.stderr.write(f"Not done: {exc}\n")
+    except AzureError as exc:  # Of azure-identity.
+        hint = ROLES["/access/"] if "AADSTS65002" in str(exc) else ""
+        sys.stderr.write(f"The sign-in failed: {str(exc).strip()}\n{hint}\n")
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted. Run it again to go on.\n")
+        return INTERRUPTED
+    return NOT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""What the commands do that change or show something."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from infra.entra import assignments
+from infra.entra.assignments import Assignment
+from infra.entra.consent import consent_urls
+from infra.entra.directory import ACS_CLIENTS_APP, ACS_TEAMS_APP
+from infra.entra.findings import COMMAND
+from infra.entra.permissions import permissions_of
+from infra.entra.registration import Wanted
+from infra.entra.session import NotDoneError, say, show
+from infra.entra.setup import Preview, bring_about, next_steps, settings
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from infra.entra.directory import Directory, Graph
+    from infra.entra.rest import Call, Service
+    from infra.entra.session import Session
+
+DONE = 0
+ACS_APPS = frozenset({ACS_CLIENTS_APP, ACS_TEAMS_APP})
+
+
+def wanted_of(arguments: Namespace) -> Wanted:
+    """Return how the home tenant is to be, as the command line says."""
+    return Wanted(
+        unique_name=arguments.unique_name,
+        display_name=getattr(arguments, "display_name", ""),
+        authority=arguments.authority_host,
+        permissions=permissions_of(exchanges_of(arguments), arguments.permission),
+        multitenant=getattr(arguments, "multitenant", False),
+        client_ids=tuple(arguments.client_id),
+        identities=tuple(arguments.identity),
+        consent=getattr(arguments, "consent", False),
+    )
+
+
+def exchanges_of(arguments: Namespace) -> tuple[str, ...]:
+    """Return what the broker is to exchange.
+
+    Raises:
+        NotDoneError: the broker refuses such a setting.
+    """
+    names = tuple(dict.fromkeys(arguments.exchange or ["entra"]))
+    if {"teams", "teams-extension"} <= {*names}:
+        raise NotDoneError("the broker exchanges for Teams users or for Teams extension, not both")
+    return names
+
+
+def setup(arguments: Namespace, session: Session) -> int:
+    """Bring about what is wanted in the home tenant, and print the settings."""
+    wanted = wanted_of(arguments)
+    directory, graph = _home(arguments, session, (*wanted.permissions, *wanted.client_ids))
+    if arguments.broker and directory.application is None:
+        raise NotDoneError(f"{arguments.broker} is not registered in {directory.tenant_id}")
+    if arguments.dry_run:
+        count = bring_about(directory, wanted, Preview(wanted, show), say=lambda _: None)
+        show("# None of these calls was sent." if count else "# Nothing to change.")
+        return DONE
+    count = bring_about(directory, wanted, graph.service, say=say)
+    show(f"Changes in tenant {directory.tenant_id}: {count or 'none'}.")
+    exchanges = exchanges_of(arguments)
+    show(f"\nSettings:\n\n{settings(directory, wanted, exchanges)}")
+    steps = next_steps(directory, wanted, exchanges)
+    show("\nNext:\n" + "".join(f"\n  {number}. {text}" for number, text in enumerate(steps, 1)))
+    return DONE
+
+
+def _home(
+    arguments: Namespace, session: Session, others: tuple[str, ...]
+) -> tuple[Directory, Graph]:
+    """Return what the tenant holds that is signed in to, and Graph."""
+    graph = session.graph()
+    say("Reading the directory ...")
+    directory = graph.read(
+        graph.tenant_id(),
+        unique_name=arguments.unique_name,
+        client_id=arguments.broker,
+        others=others,
+    )
+    return directory, graph
+
+
+def consent_url(arguments: Namespace, session: Session) -> int:
+    """Print the links for an administrator of another tenant."""
+    directory, graph = _home(arguments, session, tuple(arguments.client_id))
+    application = directory.application
+    if application is None:
+        raise NotDoneError(f"the broker is not registered here; run: {COMMAND} setup")
+    if application.get("signInAudience") == "AzureADMyOrg":
+        raise NotDoneError(
+            f"the broker serves its own tenant only; run: {COMMAND} setup --multitenant"
+        )
+    known = (application.get("api") or {}).get("knownClientApplications") or []
+    for client_id in known:
+        if client_id not in directory.clients and (client := graph.registration(client_id)):
+            directory.clients[client_id] = client
+    for client_id in set(arguments.client_id) - directory.clients.keys():
+        say(f"{client_id} is not registered here: its owner has its link.")
+    links = consent_urls(directory, authority=arguments.authority_host, tenant=arguments.tenant)
+    show(f"An administrator of {arguments.tenant} opens each of these pages, and accepts:\n")
+    show("\n\n".join(f"{name}\n{link}" for name, link in links))
+    requested = [each["resourceAppId"] for each in application.get("requiredResourceAccess") or []]
+    show(
+        "\nIf Entra answers AADSTS650052 (no service principal), the administrator first runs this"
+        " in that tenant:\n"
+    )
+    show("\n".join(f"az ad sp create --id {each}" for each in requested if each in ACS_APPS))
+    return DONE
+
+
+def assign(arguments: Namespace, session: Session) -> int:
+    """Give a user, a group or a tenant access."""
+    whole = arguments.kind == "tenant"
+    if whole == bool(arguments.object_id):
+        raise NotDoneError("a user or a group needs an object id, a whole tenant only --tenant")
+    client_ids = frozenset(arguments.client_id or [_broker_id(arguments, session)])
+    object_id = arguments.tenant if whole else arguments.object_id
+    wanted = Assignment(arguments.kind, object_id, arguments.tenant, client_ids)
+    acs = session.acs_resource()
+    call = assignments.to_assign(assignments.listed(acs), wanted)
+    return _change(acs, call, dry_run=arguments.dry_run)
+
+
+def _broker_id(arguments: Namespace, session: Session) -> str:
+    """Return the broker's client id, which is looked up unless it is given."""
+    if arguments.broker:
+        return str(arguments.broker)
+    directory, _ = _home(arguments, session, ())
+    if directory.broker_id is None:
+        raise NotDoneError("the broker is not registered here: name the app with --client-id")
+    return directory.broker_id
+
+
+def unassign(arguments: Namespace, session: Session) -> int:
+    """Take access away."""
+    acs = session.acs_resource()
+    client_ids = frozenset(arguments.client_id)
+    call = assignments.to_unassign(assignments.listed(acs), arguments.object_id, client_ids)
+    return _change(acs, call, dry_run=arguments.dry_run)
+
+
+def _change(acs: Service, call: Call | None, *, dry_run: bool) -> int:
+    if call is None:
+        show("Nothing to change.")
+    elif dry_run:
+        body = "" if call.body is None else f"\n{json.dumps(call.body, indent=2)}"
+        show(f"# {call.does}\n{call.method} {call.path}?{assignments.API_VERSION}{body}")
+    else:
+        acs.send(call)
+        show(f"Done: {call.does}")
+    return DONE
+
+
+def list_assignments(arguments: Namespace, session: Session) -> int:
+    """List who has access."""
+    found = assignments.listed(session.acs_resource())
+    if arguments.json:
+        show(json.dumps([each.shown() for each in found], indent=2))
+    else:
+        show("\n".join(str(each) for each in found) or "Nobody has access.")
+    return DONE

@@ -1,0 +1,154 @@
+"""Brings the home tenant to what is wanted, step by step, or shows what that would take."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Protocol
+
+from infra.entra.directory import ACS_CLIENTS_APP, NAMES
+from infra.entra.findings import COMMAND
+from infra.entra.permissions import EXCHANGES
+from infra.entra.registration import SCOPE
+from infra.entra.rest import Call
+from infra.entra.steps import STEPS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from infra.entra.directory import Directory, Object
+    from infra.entra.registration import Wanted
+
+
+class Sender(Protocol):
+    """Who is given the calls: Graph, or the preview."""
+
+    def send(self, call: Call) -> Object:
+        """Return the answer to a call."""
+
+
+class Preview:
+    """Shows calls instead of sending them; ids that are not known yet are in braces."""
+
+    def __init__(self, wanted: Wanted, show: Callable[[str], None]) -> None:
+        self._wanted = wanted
+        self._show = show
+
+    def send(self, call: Call) -> Object:
+        """Show a call, and return what the answer would be, as far as later calls need it."""
+        headers = "".join(f"\n{name}: {value}" for name, value in call.headers)
+        body = json.dumps(call.body, indent=2)
+        self._show(f"# {call.does}\n{call.method} {call.path}{headers}\n{body}\n")
+        if call.adds == "principal":
+            return self._principal((call.body or {})["appId"])
+        if call.adds == "application" and call.headers:
+            unknown = {"id": "{id of the registration}", "appId": "{client id of the broker}"}
+            return unknown | (call.body or {})
+        return {}
+
+    def _principal(self, app_id: str) -> Object:
+        names = self._wanted.permissions.get(app_id, ())
+        return {
+            "id": f"{{id of {NAMES.get(app_id, app_id)}}}",
+            "appId": app_id,
+            "oauth2PermissionScopes": [
+                {"id": f"{{id of {name}}}", "value": name} for name in names
+            ],
+        }
+
+
+def bring_about(
+    directory: Directory, wanted: Wanted, sender: Sender, *, say: Callable[[str], None]
+) -> int:
+    """Send the calls that are needed, and return how many there were.
+
+    The directory is kept up to date, so that each step sees what the ones before have made.
+
+    Raises:
+        RefusedError, UnreachableError, NoPermissionError: not all of it could be done.
+    """
+    count = 0
+    for step in STEPS:
+        for call in step(directory, wanted):
+            say(f"{call.does[0].upper()}{call.does[1:]} ...")
+            answer = sender.send(call)
+            if call.adds == "application" and "appId" not in made_of(directory, answer):
+                # It was there already, but had not arrived where it was looked for.
+                answer = sender.send(Call("read", "GET", call.path, waits=True))
+            record(directory, call, answer)
+            count += 1
+    return count
+
+
+def made_of(directory: Directory, answer: Object) -> Object:
+    """Return the registration, as far as it is known after an answer."""
+    return (directory.application or {}) | answer
+
+
+def record(directory: Directory, call: Call, answer: Object) -> None:
+    """Enter into the directory what a call has made or changed."""
+    made = (call.body or {}) | answer
+    kind, _, key = call.adds.partition(" ")
+    if kind == "principal":
+        directory.principals[made["appId"]] = made
+    elif kind == "application":
+        directory.application = made_of(directory, made)
+    elif kind == "client":
+        directory.clients[key] |= made
+    elif call.method == "POST":
+        {"credential": directory.credentials, "grant": directory.grants}[kind].append(made)
+    else:
+        objects = {"credential": directory.credentials, "grant": directory.grants}[kind]
+        changed = next(each for each in objects if call.path.endswith(f"/{each['id']}"))
+        changed |= made
+
+
+def settings(directory: Directory, wanted: Wanted, exchanges: tuple[str, ...]) -> str:
+    """Return the settings of the broker that follow from the registration."""
+    application = directory.application or {}
+    lines = {
+        "ENTRA_CLIENT_ID": application.get("appId", ""),
+        "ENTRA_APPLICATION_ID_URI": next(iter(application.get("identifierUris") or []), ""),
+        "ENTRA_REQUIRED_SCOPE": SCOPE,
+        "ACS_EXCHANGES": ",".join(exchanges),
+    }
+    entra = wanted.permissions.get(ACS_CLIENTS_APP)
+    if entra and entra != EXCHANGES["entra"][1]:
+        lines["ACS_ENTRA_SCOPES"] = ",".join(entra)
+    if not wanted.multitenant and application.get("signInAudience") == "AzureADMyOrg":
+        lines["ENTRA_TENANT_IDS"] = directory.tenant_id
+    return "\n".join(f"{name}={value}" for name, value in lines.items())
+
+
+def next_steps(directory: Directory, wanted: Wanted, exchanges: tuple[str, ...]) -> list[str]:
+    """Return what is left for a person to do."""
+    steps = []
+    if not directory.credentials:
+        steps.append(
+            "Deploy infra/main.bicep with these settings; then let the managed identity act as the"
+            f" broker:\n     {COMMAND} setup --identity <IDENTITY_PRINCIPAL_ID>"
+        )
+    if missing := unconsented(directory, wanted):
+        steps.append(
+            f"Consent for this tenant ({', '.join(missing)}):\n     {COMMAND} setup --consent"
+        )
+    if (directory.application or {}).get("signInAudience") == "AzureADMultipleOrgs":
+        steps.append(
+            "Send the administrator of each other tenant what this prints:\n    "
+            f" {COMMAND} consent-url --tenant <tenant id>"
+        )
+    if "entra" in exchanges:
+        steps.append(
+            f"Give people access to the ACS resource:\n     {COMMAND} assign group <object id>"
+            " --tenant <tenant id>"
+        )
+    return steps
+
+
+def unconsented(directory: Directory, wanted: Wanted) -> list[str]:
+    """Return the permissions to which nobody has consented for all users."""
+    return [
+        name
+        for app_id, names in wanted.permissions.items()
+        for name in names
+        if name not in directory.granted(app_id)
+    ]
