@@ -52,7 +52,7 @@ CLOCK ?= next year
 test-next-year: setup  ## Run all tests with the clock a year ahead, which needs faketime.
 	@command -v faketime >/dev/null || { echo "faketime is missing: apt-get install faketime, or brew install libfaketime"; exit 1; }
 	@# By today's clock, since next year the certificates of the npm registry will have expired.
-	@$(BIN)/python -m local.storage.npm tests/infra tests/js
+	@$(BIN)/python -m local.storage.npm samples/javascript tests/infra tests/js
 	@faketime "$(CLOCK)" $(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
 
 .PHONY: simulate
@@ -112,4 +112,4 @@ $(VENV)/installed: requirements-dev.txt local/storage/requirements-node.txt $(wi
 
 .PHONY: clean
 clean:  ## Remove what the targets above have made.
-	rm -rf .venv .venv-3.11 .venv-3.13 .venv-lock dist local/storage/node_modules tests/js/node_modules tests/infra/node_modules .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-3.11 .venv-3.13 .venv-lock dist local/storage/node_modules samples/javascript/node_modules tests/js/node_modules tests/infra/node_modules .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -8,10 +8,12 @@ import pytest
 from tests.infra.test_bicep import ROLES
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+DOCUMENTS = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("samples/*/README.md")]
+)
 # Commands from outside the repository, and those that are built into a shell.
 PROGRAMS = set(
-    "az azd curl func gh git gunzip jq make node npm python python3 sed zip"
+    "az azd curl dotnet func gh git gunzip jq make node npm pip python python3 sed zip"
     " : [ cd cp do done echo eval export for if mkdir mongoexport source while".split()
 )
 ASSIGNMENTS = re.compile(r'^([A-Z_]+=("[^"]*"|\$\(.*\)|\S*) *)+')
