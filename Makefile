@@ -19,6 +19,14 @@ demo: setup  ## Show what the broker does: sign in, get tokens, be refused, prun
 start: setup  ## Run everything on fixed ports (functions on 7071) until Ctrl-C; over HTTPS with TLS=1.
 	@$(BIN)/python -m local start $(if $(TLS),--tls)
 
+.PHONY: sample
+sample: setup  ## Serve the page in samples/web against the local stack, until Ctrl-C.
+	@$(BIN)/python -m local.sample
+
+.PHONY: screenshots
+screenshots: setup  ## Take the pictures of the page for the documents, in Chromium.
+	@$(BIN)/python -m tests.web.screenshots
+
 .PHONY: test
 test: setup  ## Run all tests, with branch coverage of shared/.
 	@$(BIN)/python -m pytest -n auto --dist loadgroup --cov --cov-report=term $(ARGS)
@@ -52,7 +60,7 @@ CLOCK ?= next year
 test-next-year: setup  ## Run all tests with the clock a year ahead, which needs faketime.
 	@command -v faketime >/dev/null || { echo "faketime is missing: apt-get install faketime, or brew install libfaketime"; exit 1; }
 	@# By today's clock, since next year the certificates of the npm registry will have expired.
-	@$(BIN)/python -m local.storage.npm samples/javascript tests/infra tests/js
+	@$(BIN)/python -m local.storage.npm samples/javascript samples/web tests/infra tests/js
 	@faketime "$(CLOCK)" $(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
 
 .PHONY: simulate
@@ -112,4 +120,4 @@ $(VENV)/installed: requirements-dev.txt local/storage/requirements-node.txt $(wi
 
 .PHONY: clean
 clean:  ## Remove what the targets above have made.
-	rm -rf .venv .venv-3.11 .venv-3.13 .venv-lock dist local/storage/node_modules samples/javascript/node_modules tests/js/node_modules tests/infra/node_modules .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-3.11 .venv-3.13 .venv-lock dist local/storage/node_modules samples/javascript/node_modules tests/js/node_modules tests/infra/node_modules samples/web/node_modules samples/web/dist samples/web/.compiled .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -14,13 +14,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 if TYPE_CHECKING:
     from pathlib import Path
 
+CHROMIUM_OPTIONS = '--user-data-dir="$(mktemp -d)" --ignore-certificate-errors-spki-list={pin}'
 HOW_TO_TRUST = """\
 curl      --cacert {file}
 Python    export SSL_CERT_FILE={file} REQUESTS_CA_BUNDLE={file}
 Node.js   export NODE_EXTRA_CA_CERTS={file}
 Java      keytool -importcert -noprompt -alias local -file {file} -keystore local.p12 -storepass worthless
           java -Djavax.net.ssl.trustStore=local.p12 -Djavax.net.ssl.trustStorePassword=worthless
-Chromium  --user-data-dir="$(mktemp -d)" --ignore-certificate-errors-spki-list={pin}"""  # noqa: E501 - to paste
+Chromium  {chromium}"""  # noqa: E501 - to paste
 
 
 class Certificates:
@@ -46,7 +47,11 @@ class Certificates:
 
     def how_to_trust(self) -> str:
         """Return what each client needs, as lines to paste."""
-        return HOW_TO_TRUST.format(file=self.authority_file, pin=self._public_key_hash())
+        return HOW_TO_TRUST.format(file=self.authority_file, chromium=self.chromium_options())
+
+    def chromium_options(self) -> str:
+        """Return the options for a Chromium, in a profile of its own, that trusts them."""
+        return CHROMIUM_OPTIONS.format(pin=self._public_key_hash())
 
     def _public_key_hash(self) -> str:
         """Return the SHA-256 of the server's public key, by which Chromium knows certificates."""

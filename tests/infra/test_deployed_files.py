@@ -50,6 +50,7 @@ LEFTOVERS = """
     local.settings.json
     local/storage/node_modules/azurite/package.json
     node_modules/.package-lock.json
+    samples/web/node_modules/vite/package.json
     shared/.DS_Store
     shared/__pycache__/http.cpython-313.pyc
     shared/deeper/__pycache__/http.cpython-313.pyc
