@@ -120,4 +120,4 @@ $(VENV)/installed: requirements-dev.txt local/storage/requirements-node.txt $(wi
 
 .PHONY: clean
 clean:  ## Remove what the targets above have made.
-	rm -rf .venv .venv-3.11 .venv-3.13 .venv-lock dist local/storage/node_modules samples/javascript/node_modules tests/js/node_modules tests/infra/node_modules samples/web/node_modules samples/web/dist samples/web/.compiled .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-3.11 .venv-3.13 .venv-lock dist local/storage/node_modules samples/javascript/node_modules samples/web/node_modules samples/web/dist samples/web/.compiled tests/js/node_modules tests/infra/node_modules .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,6 +1,7 @@
 """What the broker does for a caller who is somebody at ACS already: an Entra ID or a Teams user.
 
-No identity is created, and none is remembered: ACS knows the person by the Entra token.
+No identity is created, and none is remembered: ACS knows the person by the Entra token. The table
+is read all the same, since whoever signs out everywhere is signed out here, too.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from shared import audit
 from shared.acs.exchange import UserTokenRefusedError
-from shared.broker import user_json
+from shared.broker import refuse_revoked, user_json
 from shared.clock import utc_now
 from shared.entra.held_tokens import check_held_token
 from shared.errors import InvalidRequestError, NotEnabledError, UpstreamBadResponseError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from shared.entra.access_tokens import Caller
     from shared.entra.on_behalf_of import OnBehalfOf
     from shared.exchange_kinds import ExchangeKind
+    from shared.mappings.table import IdentityMappings
     from shared.settings import Settings
 
 # With less time left, the SDKs of ACS would ask for a token again at once.
@@ -57,12 +59,14 @@ class Exchange:
         settings: Settings,
         entra: OnBehalfOf,
         acs: AcsExchange,
+        mappings: IdentityMappings,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self._settings = settings.entra
         self._kinds = settings.exchanges
         self._entra = entra
         self._acs = acs
+        self._mappings = mappings
         self._clock = clock
 
     async def for_entra_user(
@@ -78,8 +82,10 @@ class Exchange:
         Raises:
             NotEnabledError: the settings do not turn this exchange on.
             InvalidRequestError: the token that the caller has sent cannot be exchanged.
+            RevokedTokenError: the caller signed out everywhere after the token was issued.
             NotAssignedError: the caller has no access to the ACS resource.
-            Upstream…Error: ACS failed. Others as `OnBehalfOf.token`.
+            StorageUnavailableError, Upstream…Error: Table Storage or ACS failed. Others as
+                `OnBehalfOf.token`.
         """
         return await self._exchange(self._kinds.entra, caller, access_token, held)
 
@@ -95,6 +101,7 @@ class Exchange:
         if kind is None:
             raise NotEnabledError("not in ACS_EXCHANGES")
         audit.note(kind=kind.name, held=held is not None)
+        refuse_revoked(caller, await self._mappings.read(caller.person))
         if held is None:
             client_id: str | None = self._settings.client_id
             entra_token = await self._entra.token(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from local.entra.tokens import SigningKey as EntraKey
-    from tests.emulated import Clock
+    from tests.emulated import Clock, Store
 
 KEY = base64.b64encode(b"worthless").decode()
 CALLER = Caller(Person(CONTOSO.tenant_id, ADA.object_id), WEB_APP.client_id, 0)
@@ -62,7 +62,7 @@ async def acs(entra: EntraEmulator) -> AsyncIterator[AcsEmulator]:
 
 @pytest.fixture
 async def exchange_of(
-    entra: EntraEmulator, acs: AcsEmulator, example: dict[str, str], clock: Clock
+    entra: EntraEmulator, acs: AcsEmulator, store: Store, example: dict[str, str], clock: Clock
 ) -> AsyncIterator[Callable[..., Exchange]]:
     """Return a function that puts the use case together, with changes to the example settings."""
     async with (
@@ -84,6 +84,7 @@ async def exchange_of(
                     transport=AioHttpTransport(session=session, session_owner=False),
                 ),
                 acs=AcsExchange(client=client, session=session, endpoint=acs.url),
+                mappings=store.mappings,
                 clock=clock,
             )
 

@@ -19,7 +19,7 @@ from yarl import URL
 
 from shared import audit
 from shared.acs.identity import (
-    AGAIN_ON_NEW_CONNECTION,
+    ONCE,
     OPERATION_SECONDS,
     error_of,
     error_of_status,
@@ -116,7 +116,7 @@ class AcsExchange:
             with audit.timed("acs_ms"):
                 async with asyncio.timeout(self._seconds):
                     answer = await self._client.get_token_for_teams_user(
-                        *(entra_token, client_id, object_id), **AGAIN_ON_NEW_CONNECTION
+                        *(entra_token, client_id, object_id), **ONCE
                     )
         except Exception as exc:
             raise _teams_error_of(exc) from exc

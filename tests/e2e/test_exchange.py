@@ -5,6 +5,7 @@ With access keys, the broker's registration has a secret; with managed identity,
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 import uuid
@@ -166,11 +167,19 @@ class TestServed:
         assert {"ms", "entra_ms", "acs_ms"} <= line.keys()
 
     async def test_sign_out_everywhere(self, app: Client, running: Running) -> None:
-        """A revocation is about the broker's own identities: there is none here."""
+        """Entra tokens from before are refused, with the challenge for MSAL; later ones are not."""
         token = running.token_of_new_member()
+        object_id = jwt.decode(token, options={"verify_signature": False})["oid"]
         assert 204 == (await app.post("/api/token/revoke", token)).status
+        await asyncio.sleep(2)  # Tokens and marks have whole seconds, and marks are rounded up.
+        now = int(time.time())
+        later = running.token_of_new_person(oid=object_id, iat=now, nbf=now)
 
-        assert 200 == (await app.get(ENTRA, token)).status
+        for path in (ENTRA, TEAMS):
+            refused = await app.get(path, token)
+            assert_problem(refused, 401, "token_revoked")
+            assert refused.json["claims"]
+            assert 200 == (await app.get(path, later)).status
 
 
 @each_exchange

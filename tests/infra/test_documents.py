@@ -14,7 +14,7 @@ DOCUMENTS = sorted(
 # Commands from outside the repository, and those that are built into a shell.
 PROGRAMS = set(
     "az azd curl dotnet func gh git gunzip jq make node npm pip python python3 sed zip"
-    " : [ cd cp do done echo eval export for if mkdir mongoexport source while".split()
+    " : [ cat cd cp do done echo eval export for if mkdir mongoexport source while".split()
 )
 ASSIGNMENTS = re.compile(r'^([A-Z_]+=("[^"]*"|\$\(.*\)|\S*) *)+')
 CONTINUES = re.compile(r"""[-|{})"']""")  # A line inside a quoted text or a block.
@@ -81,7 +81,7 @@ class TestDocument:
                 assert rest.split()[0] in targets, command
             if program == "ask":
                 assert (ROOT / f"infra/queries/{rest.split()[0]}.kql").exists(), command
-            for name in NAMED_FILES.findall(command):
+            for name in NAMED_FILES.findall(re.sub(r">\s*\S+", "", command)):  # Not what it writes.
                 assert (ROOT / name).exists(), command
             for package, module in re.findall(r"^python -m (infra|local)\.(\w+)", bare):
                 path_of = ROOT / package / module
