@@ -31,8 +31,9 @@ from shared.services import build_services
 if TYPE_CHECKING:
     from shared.services import Services
 
-# The SDKs log at least one line for each request that they make.
+# The SDKs log at least one line for each request that they make, and MSAL whom a token is for.
 logging.getLogger("azure").setLevel(logging.WARNING)
+logging.getLogger("msal").setLevel(logging.WARNING)
 logger = logging.getLogger("broker")
 SWEEP_SCHEDULE = "0 */5 * * * *"  # Every five minutes.
 

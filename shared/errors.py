@@ -4,7 +4,7 @@ The class decides what the caller is told: a status, a code and a fixed descript
 for the log, and never leaves the service.
 
     BrokerError
-    ├── 400 InvalidRequestError
+    ├── 400 InvalidRequestError ── UnusableTokenError
     ├── 401 MissingTokenError, InvalidTokenError, RevokedTokenError
     ├── 403 TenantNotAllowedError, InsufficientScopeError, ClientNotAllowedError,
     │       ScopeNotAllowedError, AdminRequiredError, ConsentRequiredError,
@@ -90,6 +90,15 @@ class InvalidRequestError(BrokerError):
     status = HTTPStatus.BAD_REQUEST
     code = "invalid_request"  # RFC 6750, section 3.1
     description = "The request does not follow the contract (/api/openapi.json)."
+
+
+class UnusableTokenError(InvalidRequestError):
+    """The Entra token for ACS in the body is not one that can be exchanged for the caller."""
+
+    description = (
+        "The accessToken in the body cannot be exchanged: it has to be the caller's own, issued to"
+        " the same app for this exchange, and good for ten more minutes."
+    )
 
 
 class MissingTokenError(BrokerError):

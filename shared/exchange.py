@@ -6,7 +6,7 @@ is read all the same, since whoever signs out everywhere is signed out here, too
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,12 @@ from shared.acs.exchange import UserTokenRefusedError
 from shared.broker import refuse_revoked, user_json
 from shared.clock import utc_now
 from shared.entra.held_tokens import check_held_token
-from shared.errors import InvalidRequestError, NotEnabledError, UpstreamBadResponseError
+from shared.errors import (
+    NotEnabledError,
+    RevokedTokenError,
+    UnusableTokenError,
+    UpstreamBadResponseError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,11 +31,13 @@ if TYPE_CHECKING:
     from shared.entra.access_tokens import Caller
     from shared.entra.on_behalf_of import OnBehalfOf
     from shared.exchange_kinds import ExchangeKind
-    from shared.mappings.table import IdentityMappings
+    from shared.mappings.table import IdentityMapping, IdentityMappings
     from shared.settings import Settings
 
 # With less time left, the SDKs of ACS would ask for a token again at once.
 LEAST_LIFETIME = timedelta(minutes=10)
+# What may pass until a token that the caller holds has become one of ACS's.
+SPARE = timedelta(seconds=10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +88,7 @@ class Exchange:
 
         Raises:
             NotEnabledError: the settings do not turn this exchange on.
-            InvalidRequestError: the token that the caller has sent cannot be exchanged.
+            UnusableTokenError: the token that the caller has sent cannot be exchanged.
             RevokedTokenError: the caller signed out everywhere after the token was issued.
             NotAssignedError: the caller has no access to the ACS resource.
             StorageUnavailableError, Upstream…Error: Table Storage or ACS failed. Others as
@@ -101,30 +108,42 @@ class Exchange:
         if kind is None:
             raise NotEnabledError("not in ACS_EXCHANGES")
         audit.note(kind=kind.name, held=held is not None)
-        refuse_revoked(caller, await self._mappings.read(caller.person))
+        mapping = await self._mappings.read(caller.person)
+        refuse_revoked(caller, mapping)
         if held is None:
             client_id: str | None = self._settings.client_id
             entra_token = await self._entra.token(
                 access_token, tenant_id=caller.person.tenant_id, scopes=kind.scopes
             )
         else:
-            client_id = caller.client_id
-            entra_token = held
-            check_held_token(
-                held,
-                caller=caller,
-                audiences=kind.audiences,
-                settings=self._settings,
-                least=LEAST_LIFETIME,
-                now=self._clock(),
-            )
+            self._check_held(held, kind, caller, mapping)
+            client_id, entra_token = caller.client_id, held
         try:
             user, token = await self._at_acs(kind, entra_token, str(client_id), caller)
         except UserTokenRefusedError as exc:
-            raise (InvalidRequestError(f"accessToken: {exc}") if held else exc.ours) from exc
+            raise (UnusableTokenError(f"accessToken: {exc}") if held else exc.ours) from exc
         if token.expires_on < self._clock() + LEAST_LIFETIME:
             raise UpstreamBadResponseError("exchange: the token expires too soon")
+        # Somebody may have signed the person out meanwhile.
+        refuse_revoked(caller, await self._mappings.read(caller.person))
         return ExchangedToken(token.token, token.expires_on, user)
+
+    def _check_held(
+        self, held: str, kind: ExchangeKind, caller: Caller, mapping: IdentityMapping
+    ) -> None:
+        """Refuse a token that the caller holds, and that cannot be exchanged."""
+        issued_at = check_held_token(
+            held,
+            caller=caller,
+            kind=kind,
+            settings=self._settings,
+            least=LEAST_LIFETIME + SPARE,
+            now=self._clock(),
+        )
+        try:
+            refuse_revoked(replace(caller, issued_at=issued_at), mapping)
+        except RevokedTokenError as exc:
+            raise UnusableTokenError(f"accessToken: {exc}") from exc
 
     async def _at_acs(
         self, kind: ExchangeKind, entra_token: str, client_id: str, caller: Caller
@@ -135,7 +154,7 @@ class Exchange:
             acs_id = f"8:{self._settings.teams_cloud}:{object_id}"
             return {"microsoftTeamsUserId": object_id, "id": acs_id}, token
         if kind.name == "entra":
-            acs_id, token = await self._acs.entra_user(entra_token, kind.acs_scopes)
+            acs_id, token = await self._acs.entra_user(entra_token)
         else:
             acs_id, token = await self._acs.teams_extension_user(entra_token)
         audit.note(acs_id=acs_id)

@@ -7,21 +7,19 @@ apps of ACS for users. https://learn.microsoft.com/azure/communication-services/
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 # Azure Communication Services Clients.
 CLIENTS_URI = "https://communication.azure.com/clients"
 CLIENTS_APP = "2a04943b-b6a7-4f65-8786-2bb6131b59f6"
 # ACS for users of Teams; its URI depends on the cloud.
 TEAMS_APP = "1fd5118e-2576-4263-8130-9503064c837a"
-# By their names in Entra, the scopes of tokens of the first, and the ACS scopes that they become.
+# The scopes of tokens for the first.
 # https://learn.microsoft.com/azure/communication-services/quickstarts/identity/entra-id-authentication-integration
-CLIENTS_SCOPES = {
-    "VoIP": "voip",
-    "VoIP.Join": "voip.join",
-    "Chat": "chat",
-    "Chat.Join": "chat.join",
-    "Chat.Join.Limited": "chat.join.limited",
-}
+CLIENTS_SCOPES = ("VoIP", "VoIP.Join", "Chat", "Chat.Join", "Chat.Join.Limited")
 EVERYTHING = ".default"  # All scopes that were consented to.
 TEAMS_SCOPES = {
     # https://learn.microsoft.com/azure/communication-services/quickstarts/manage-teams-identity
@@ -38,23 +36,25 @@ class ExchangeKind:
     name: str  # As in the settings.
     uri: str  # Of the resource.
     app_id: str  # Of the resource.
-    scopes: tuple[str, ...]  # As Entra takes them.
-    acs_scopes: frozenset[str] | None = None  # What the ACS token may have; None: not known.
+    # As Entra takes them: what has to be consented to. They are no limit, since Entra's tokens have
+    # all scopes of the resource that were consented to, however few are asked for.
+    scopes: tuple[str, ...]
 
     @property
     def audiences(self) -> frozenset[str]:
         """The audiences of tokens for the resource: its URI in v1 tokens, its app id in v2."""
         return frozenset({self.uri, f"{self.uri}/", self.app_id})
 
+    def has_scope(self, names: Collection[str]) -> bool:
+        """Return whether one of a token's scopes is of this exchange."""
+        wanted = {scope.rpartition("/")[2] for scope in self.scopes}
+        return wanted == {EVERYTHING} or not wanted.isdisjoint(names)
+
 
 def entra_kind(names: tuple[str, ...]) -> ExchangeKind:
     """Return the exchange for Entra ID users, with scopes by their names."""
-    everything = names == (EVERYTHING,)
-    return ExchangeKind(
-        *("entra", CLIENTS_URI, CLIENTS_APP),
-        scopes=tuple(f"{CLIENTS_URI}/{name}" for name in names),
-        acs_scopes=None if everything else frozenset(CLIENTS_SCOPES[name] for name in names),
-    )
+    scopes = tuple(f"{CLIENTS_URI}/{name}" for name in names)
+    return ExchangeKind("entra", CLIENTS_URI, CLIENTS_APP, scopes)
 
 
 def teams_kind(name: str, uri: str) -> ExchangeKind:
@@ -85,6 +85,6 @@ def entra_scope_names(text: str) -> tuple[str, ...]:
         ValueError: ACS does not have them, or `.default` is not alone.
     """
     names = tuple(dict.fromkeys(item.strip() for item in text.split(",") if item.strip()))
-    if names != (EVERYTHING,) and not (names and CLIENTS_SCOPES.keys() >= set(names)):
+    if names != (EVERYTHING,) and not (names and set(CLIENTS_SCOPES) >= set(names)):
         raise ValueError(f"is neither a list of {', '.join(CLIENTS_SCOPES)} nor .default alone")
     return names

@@ -95,8 +95,10 @@ def build_services(env: Mapping[str, str]) -> Services:
     mappings, ledger = IdentityMappings(rows, retries), Ledger(entries, retries)
     acs_client = _acs_client(settings.acs, credential)
     acs = AcsIdentity(client=acs_client)
-    # Cookies of one person's requests must not come along with those of another.
-    session = aiohttp.ClientSession(auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar())
+    session = aiohttp.ClientSession(auto_decompress=False)
+    # Of its own, so that the signing keys never wait for a connection. Cookies of one person's
+    # requests must not come along with those of another.
+    for_people = aiohttp.ClientSession(auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar())
     keys = SigningKeys(
         session=session,
         authority=settings.entra.authority,
@@ -115,8 +117,8 @@ def build_services(env: Mapping[str, str]) -> Services:
     )
     exchange = Exchange(
         settings=settings,
-        entra=_on_behalf_of(settings, session, credential),
-        acs=AcsExchange(client=acs_client, session=session, endpoint=settings.acs.endpoint),
+        entra=_on_behalf_of(settings, for_people, credential),
+        acs=AcsExchange(client=acs_client, session=for_people, endpoint=settings.acs.endpoint),
         mappings=mappings,
     )
     directory = Directory(

@@ -46,6 +46,16 @@ function headers(path, { authority, brokerUrl }) {
   };
 }
 
+// Returns the configuration, or null if it cannot be used.
+function parsed(config) {
+  try {
+    const settings = JSON.parse(config);
+    return [settings.authority, settings.brokerUrl].every((url) => URL.canParse(url)) ? settings : null;
+  } catch {
+    return null;
+  }
+}
+
 const { values } = parseArgs({
   options: {
     config: { type: "string", default: join(HERE, "config.json") },
@@ -54,15 +64,19 @@ const { values } = parseArgs({
   },
 });
 const server = createServer(async (request, response) => {
+  if (!URL.canParse(request.url, "http://page")) {
+    response.writeHead(400).end("That is not a path.");
+    return;
+  }
   const { pathname } = new URL(request.url, "http://page");
   const path = pathname === "/" ? "/index.html" : normalize(pathname);
   // Read for each request, so that an edit takes effect when the page is reloaded.
   const config = await readFile(values.config, "utf-8").catch(() => "");
-  if (config === "") {
-    response.writeHead(500).end(`${values.config} is missing: copy config.example.json, fill it in.`);
+  const settings = parsed(config);
+  if (settings === null) {
+    response.writeHead(500).end(`Copy config.example.json to ${values.config}, and fill it in.`);
     return;
   }
-  const settings = JSON.parse(config);
   try {
     const body = path === "/config.json" ? config : await readFile(join(values.root, path));
     response.writeHead(200, headers(path, settings)).end(body);

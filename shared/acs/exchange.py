@@ -18,6 +18,7 @@ from azure.core.exceptions import HttpResponseError
 from yarl import URL
 
 from shared import audit
+from shared.acs.breaker import Breaker
 from shared.acs.identity import (
     ONCE,
     OPERATION_SECONDS,
@@ -38,7 +39,7 @@ from shared.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection
+    from collections.abc import AsyncIterator
 
     from azure.communication.identity.aio import CommunicationIdentityClient
 
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 # Not in any stable version, nor in a later one.
 ENTRA = "/access/entra/:exchangeAccessToken?api-version=2025-03-02-preview"
+TEAMS = "/teamsUser/:exchangeAccessToken"  # The SDK's.
 TEAMS_EXTENSION = "/access/teamsExtension/:exchangeAccessToken?api-version=2025-06-30"
 MAX_ANSWER_BYTES = 64 * 1024
 TIMEOUT = aiohttp.ClientTimeout(connect=1, sock_read=3)
@@ -81,20 +83,22 @@ class AcsExchange:
         self._session = session
         self._endpoint = endpoint
         self._seconds = seconds  # For a whole call.
+        self._breakers = {
+            ENTRA: Breaker("exchange_entra"),
+            TEAMS: Breaker("exchange_teams"),
+            TEAMS_EXTENSION: Breaker("exchange_teams_extension"),
+        }
 
-    async def entra_user(
-        self, entra_token: str, scopes: Collection[str] | None
-    ) -> tuple[str, AcsToken]:
+    async def entra_user(self, entra_token: str) -> tuple[str, AcsToken]:
         """Return the id and the token of an Entra ID user.
 
         Args:
             entra_token: for Azure Communication Services Clients.
-            scopes: ACS scopes that the token may have at most; None: any.
 
         Raises:
             NotAssignedError: the person has no access to the resource.
         """
-        return await self._exchange(ENTRA, entra_token, scopes)
+        return await self._exchange(ENTRA, entra_token)
 
     async def teams_extension_user(self, entra_token: str) -> tuple[str, AcsToken]:
         """Return the id and the token of a Teams user for Teams extension. Raises as `entra_user`.
@@ -102,7 +106,7 @@ class AcsExchange:
         Args:
             entra_token: for ACS's app for Teams users, with the scope of Teams extension.
         """
-        return await self._exchange(TEAMS_EXTENSION, entra_token, None)
+        return await self._exchange(TEAMS_EXTENSION, entra_token)
 
     async def teams_user(self, entra_token: str, client_id: str, object_id: str) -> AcsToken:
         """Return the token of a Teams user.
@@ -112,22 +116,27 @@ class AcsExchange:
             client_id: the app that it was issued to.
             object_id: the person whom it was issued for.
         """
-        try:
-            with audit.timed("acs_ms"):
-                async with asyncio.timeout(self._seconds):
-                    answer = await self._client.get_token_for_teams_user(
-                        *(entra_token, client_id, object_id), **ONCE
-                    )
-        except Exception as exc:
-            raise _teams_error_of(exc) from exc
-        token = checked_token(answer.token, answer.expires_on)
-        ids = {f"8:{cloud}:{object_id}" for cloud in ("orgid", "gcch", "dod")}
-        check_contents(token.token, acs_ids=ids)
+        self._breakers[TEAMS].admit()
+        with self._breakers[TEAMS].watch():
+            try:
+                with audit.timed("acs_ms"):
+                    async with asyncio.timeout(self._seconds):
+                        answer = await self._client.get_token_for_teams_user(
+                            *(entra_token, client_id, object_id), **ONCE
+                        )
+            except Exception as exc:
+                raise _teams_error_of(exc) from exc
+            token = checked_token(answer.token, answer.expires_on)
+            ids = {f"8:{cloud}:{object_id}" for cloud in ("orgid", "gcch", "dod")}
+            check_contents(token.token, acs_ids=ids)
         return token
 
-    async def _exchange(
-        self, path: str, entra_token: str, scopes: Collection[str] | None
-    ) -> tuple[str, AcsToken]:
+    async def _exchange(self, path: str, entra_token: str) -> tuple[str, AcsToken]:
+        self._breakers[path].admit()
+        with self._breakers[path].watch():
+            return _identity_and_token(await self._answer(path, entra_token))
+
+    async def _answer(self, path: str, entra_token: str) -> dict[str, Any]:
         async with (
             _translated(self._seconds),
             self._session.post(
@@ -146,13 +155,10 @@ class AcsExchange:
         ):
             if response.status != HTTPStatus.OK:
                 raise await _refusal(response)
-            answer = await read_object(response, max_bytes=MAX_ANSWER_BYTES)
-        return _identity_and_token(answer, scopes)
+            return await read_object(response, max_bytes=MAX_ANSWER_BYTES)
 
 
-def _identity_and_token(
-    answer: dict[str, Any], scopes: Collection[str] | None
-) -> tuple[str, AcsToken]:
+def _identity_and_token(answer: dict[str, Any]) -> tuple[str, AcsToken]:
     identity, access_token = answer.get("identity"), answer.get("accessToken")
     if not isinstance(identity, dict) or not isinstance(access_token, dict):
         raise UpstreamBadResponseError("exchange: no identity and token")
@@ -160,7 +166,7 @@ def _identity_and_token(
     if not isinstance(acs_id, str) or not _ID.fullmatch(acs_id):
         raise UpstreamBadResponseError("exchange: no identity id")
     token = checked_token(access_token.get("token"), access_token.get("expiresOn"))
-    check_contents(token.token, acs_ids={acs_id}, scopes=scopes)
+    check_contents(token.token, acs_ids={acs_id})
     return acs_id, token
 
 
@@ -190,6 +196,8 @@ async def _refusal(response: aiohttp.ClientResponse) -> Exception:
     """
     status = response.status
     wait = seconds_of(response.headers.get("Retry-After", ""))
+    if status == HTTPStatus.BAD_REQUEST:
+        return UserTokenRefusedError(UpstreamBadResponseError(f"ACS answered {status}"))
     if status not in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
         return _without_identity(error_of_status(status, wait))
     try:
@@ -212,6 +220,8 @@ def _teams_error_of(exc: Exception) -> Exception:
         reason = f"ACS answered {exc.status_code} {code}"
         if exc.status_code == HTTPStatus.BAD_REQUEST or code == "InvalidAccessToken":
             return UserTokenRefusedError(UpstreamBadResponseError(reason))
+        if exc.status_code == HTTPStatus.FORBIDDEN and code != "Denied":
+            return NotAssignedError(reason)
     return _without_identity(error_of(exc))
 
 

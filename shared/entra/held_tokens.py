@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from shared.entra.access_tokens import check_dates, unverified_claims
-from shared.errors import InvalidRequestError, InvalidTokenError
+from shared.errors import InvalidTokenError, UnusableTokenError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Mapping
     from datetime import datetime, timedelta
 
     from shared.entra.access_tokens import Caller
+    from shared.exchange_kinds import ExchangeKind
     from shared.settings import EntraSettings
 
 
@@ -23,32 +24,35 @@ def check_held_token(  # noqa: PLR0913 - each is one thing that the token must f
     token: str,
     *,
     caller: Caller,
-    audiences: Collection[str],
+    kind: ExchangeKind,
     settings: EntraSettings,
     least: timedelta,
     now: datetime,
-) -> None:
-    """Refuse a token that is not the caller's, not for ACS, or does not live for long enough.
+) -> int:
+    """Return when a token was issued, in Unix time; refuse one that cannot be exchanged.
+
+    It has to be the caller's, for this exchange, and live for long enough.
 
     Raises:
-        InvalidRequestError: it is such a token.
+        UnusableTokenError: it is such a token.
     """
     try:
         claims = unverified_claims(token)
         check_dates(claims, now.timestamp())
     except InvalidTokenError as exc:
-        raise InvalidRequestError(f"accessToken: {exc}") from exc
-    wrong = _what_is_wrong(claims, caller, audiences, settings)
+        raise UnusableTokenError(f"accessToken: {exc}") from exc
+    wrong = _what_is_wrong(claims, caller, kind, settings)
     if not wrong and claims["exp"] < (now + least).timestamp():
         wrong = "expires too soon"
     if wrong:
-        raise InvalidRequestError(f"accessToken: {wrong}")
+        raise UnusableTokenError(f"accessToken: {wrong}")
+    return int(claims["iat"])
 
 
 def _what_is_wrong(
     claims: Mapping[str, Any],
     caller: Caller,
-    audiences: Collection[str],
+    kind: ExchangeKind,
     settings: EntraSettings,
 ) -> str | None:
     tenant_id, object_id = caller.person
@@ -60,7 +64,8 @@ def _what_is_wrong(
         "another issuer": str(claims.get("iss")) in issuers,
         "another person": claims.get("oid") == object_id,
         "another client": clients in ([caller.client_id], [caller.client_id] * 2),
-        "another audience": str(claims.get("aud")) in audiences,
+        "another audience": str(claims.get("aud")) in kind.audiences,
         "no user": isinstance(scopes, str) and bool(scopes) and claims.get("idtyp") != "app",
+        "no scope of this exchange": kind.has_scope(str(scopes).split()),
     }
     return next((wrong for wrong, right in checks.items() if not right), None)

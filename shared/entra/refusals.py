@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         BrokerError,
     )
 
-MAX_CLAIMS_CHARACTERS = 2048
+MAX_CLAIMS_BYTES = 2048  # In base64, they have to fit into a header of 8 KiB.
 # Nobody has consented, or the broker or ACS is not in the tenant, which consent changes.
 CONSENT = frozenset({65001, 65004, 90008, 90094, 500011, 650052, 700016})
 # The tenant wants ACS's own app for users to be assigned to people, and this one is not.
@@ -42,12 +42,15 @@ ASSIGNMENT = frozenset({50105})
 # Another factor, its registration, a known device, another network, terms of use.
 STEP_UP = frozenset(
     {50005, 50072, 50074, 50076, 50079, 50097, 50158, 53000, 53001, 53002, 53003, 53004}
+    | {53005, 53009, 53010, 53011}
 )
-# The person's sessions were ended, by an administrator or by a new password.
-REVOKED = frozenset({50132, 50133, 50173})
+# The person's sessions were ended, by an administrator, by a new password or by their age, or the
+# account is disabled or gone, which the next sign-in tells the person.
+REVOKED = frozenset({50034, 50057, 50132, 50133, 50173, 70043, 70044, 700082})
+TRANSIENT = frozenset({90006, 90012, 90033})  # "A transient error has occurred."
 LOOP = 50196  # "Client request loop": one person's requests for the same token are too many.
 # The broker's registration or its credential is wrong, whatever `error` says.
-OURS = frozenset({65005, 70001, 500131, 650053, 650057, 7000112})
+OURS = frozenset({65005, 70001, 500131, 650053, 650057, 7000112, 7000114})
 _WORD = re.compile(r"[a-z_]{1,40}")
 
 
@@ -69,10 +72,8 @@ def error_of(
     reason = f"Entra answered {' '.join(words)}"
     if status == HTTPStatus.TOO_MANY_REQUESTS or LOOP in numbers:
         return UpstreamThrottledError(reason, retry_after=retry_after)
-    if status >= HTTPStatus.INTERNAL_SERVER_ERROR or error in {
-        "temporarily_unavailable",
-        "server_error",
-    }:
+    passing = error in {"temporarily_unavailable", "server_error"} or numbers & TRANSIENT
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR or passing:
         return UpstreamUnavailableError(reason, retry_after=retry_after)
     return _refusal(error, numbers, answer, reason, now)
 
@@ -110,10 +111,11 @@ def _numbers(value: object) -> frozenset[int]:
 
 def _claims(value: object) -> str | None:
     """Return a claims request for MSAL, if it is one: it is passed on to the app as it is."""
-    if not isinstance(value, str) or len(value) > MAX_CLAIMS_CHARACTERS:
+    if not isinstance(value, str):
         return None
     try:
-        strict_json.loads_object(value.encode())
+        encoded = value.encode()
+        strict_json.loads_object(encoded)
     except ValueError:
         return None
-    return value
+    return value if len(encoded) <= MAX_CLAIMS_BYTES else None

@@ -72,7 +72,7 @@ def token_of(issuer: TokenIssuer, call: str, **changes: Any) -> str:
 
 
 CALLS: list[Any] = [
-    pytest.param("exchange_entra", lambda acs, token: acs.entra_user(token, {"voip"}), id="entra"),
+    pytest.param("exchange_entra", lambda acs, token: acs.entra_user(token), id="entra"),
     pytest.param(
         "exchange_teams_extension",
         lambda acs, token: acs.teams_extension_user(token),
@@ -283,7 +283,7 @@ def acs_token(**claims: Any) -> str:
 
 
 class TestContents:
-    """A token that can be read, and is for somebody else or for more, is not handed on."""
+    """A token that can be read, and is for somebody else, is not handed on."""
 
     @pytest.mark.parametrize(
         ("claims", "good"),
@@ -292,7 +292,7 @@ class TestContents:
             ({}, True),
             ({"skypeid": "acs:somebody_else"}, False),
             ({"skypeid": None}, False),
-            ({"skypeid": ACS_ID.removeprefix("8:"), "acsScope": "voip,chat"}, False),
+            ({"skypeid": ACS_ID.removeprefix("8:"), "acsScope": "voip,chat"}, True),
         ],
     )
     async def test_entra_user(
@@ -303,11 +303,11 @@ class TestContents:
         claims: dict[str, Any],
         good: bool,
     ) -> None:
-        """For the identity in the answer, and no more than was asked for."""
+        """For the identity in the answer; its scopes are what people have consented to."""
         token = {"token": acs_token(**claims), "expiresOn": EXPIRES}
         body = json.dumps({"identity": {"id": ACS_ID}, "accessToken": token})
         acs.faults.fail_next("exchange_entra", status=200, body=body)
-        call = exchange.entra_user(token_of(issuer, "exchange_entra"), {"voip"})
+        call = exchange.entra_user(token_of(issuer, "exchange_entra"))
 
         if good:
             assert ACS_ID == (await call)[0]
@@ -323,7 +323,7 @@ class TestContents:
         answer = {"identity": {"id": ACS_ID}, "accessToken": {"token": token, "expiresOn": EXPIRES}}
         acs.faults.fail_next("exchange_entra", status=200, body=json.dumps(answer))
 
-        _, issued = await exchange.entra_user(token_of(issuer, "exchange_entra"), None)
+        _, issued = await exchange.entra_user(token_of(issuer, "exchange_entra"))
 
         assert token == issued.token
 
@@ -362,12 +362,21 @@ class TestTeamsUser:
         with pytest.raises(UserTokenRefusedError, match="ACS answered 400 ValidationError"):
             await exchange.teams_user(token, client_id, object_id)
 
+    @pytest.mark.parametrize(
+        ("code", "error"), [("Denied", UpstreamAuthError), ("Forbidden", NotAssignedError)]
+    )
     async def test_forbidden(
-        self, issuer: TokenIssuer, acs: AcsEmulator, exchange: AcsExchange
+        self,
+        issuer: TokenIssuer,
+        acs: AcsEmulator,
+        exchange: AcsExchange,
+        code: str,
+        error: type[BrokerError],
     ) -> None:
-        """403 is about our own role."""
-        acs.faults.fail_next("exchange_teams_user", status=403)
+        """Our own role is denied; whatever else is forbidden is forbidden to the person."""
+        body = json.dumps({"error": {"code": code, "message": "No."}})
+        acs.faults.fail_next("exchange_teams_user", status=403, body=body)
         token = token_of(issuer, "exchange_teams_user")
 
-        with pytest.raises(UpstreamAuthError):
+        with pytest.raises(error):
             await exchange.teams_user(token, WEB_APP.client_id, ADA.object_id)

@@ -23,7 +23,7 @@ from local.entra.directory import (
 )
 from shared.entra.access_tokens import Caller
 from shared.entra.held_tokens import check_held_token
-from shared.errors import InvalidRequestError
+from shared.errors import UnusableTokenError
 from shared.exchange_kinds import entra_kind
 from shared.identifiers import Person
 from shared.settings import EntraSettings
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from local.entra.tokens import TokenIssuer
 
 CALLER = Caller(Person(CONTOSO.tenant_id, ADA.object_id), WEB_APP.client_id, 0)
-AUDIENCES = entra_kind(("VoIP",)).audiences
+KIND = entra_kind(("VoIP",))
 LEAST = timedelta(minutes=10)
 SETTINGS = EntraSettings(
     client_id=BROKER.client_id,
@@ -48,7 +48,7 @@ SETTINGS = EntraSettings(
 
 def check(token: str, caller: Caller = CALLER, **changes: Any) -> None:
     """Check a token that a caller has sent."""
-    parts: dict[str, Any] = {"audiences": AUDIENCES, "least": LEAST, "now": datetime.now(UTC)}
+    parts: dict[str, Any] = {"kind": KIND, "least": LEAST, "now": datetime.now(UTC)}
     check_held_token(token, caller=caller, settings=SETTINGS, **(parts | changes))
 
 
@@ -86,6 +86,7 @@ def test_good(issuer: TokenIssuer, version: int, audience: str | None) -> None:
         ({"claims": {"scp": ""}}, "no user"),
         ({"claims": {"scp": None}}, "no user"),
         ({"claims": {"idtyp": "app"}}, "no user"),
+        ({"claims": {"scp": "Chat voip"}}, "no scope of this exchange"),
         ({"user": None, "client": DAEMON}, "another person"),
         ({"lifetime": timedelta(minutes=-2)}, "expired"),
         ({"lifetime": timedelta(seconds=590)}, "expires too soon"),
@@ -99,7 +100,7 @@ def test_good(issuer: TokenIssuer, version: int, audience: str | None) -> None:
 )
 def test_refuses(issuer: TokenIssuer, changes: dict[str, Any], wrong: str) -> None:
     """One claim out of order is enough; the log says which, and quotes nothing."""
-    with pytest.raises(InvalidRequestError) as caught:
+    with pytest.raises(UnusableTokenError) as caught:
         check(issue(issuer, **changes))
 
     assert f"accessToken: {wrong}" == str(caught.value)
@@ -109,14 +110,14 @@ def test_caller_without_an_app(issuer: TokenIssuer) -> None:
     """If the verified token names no app, no other token can be from the same one."""
     nobody = Caller(CALLER.person, None, 0)
 
-    with pytest.raises(InvalidRequestError, match="another client"):
+    with pytest.raises(UnusableTokenError, match="another client"):
         check(issue(issuer), nobody)
-    with pytest.raises(InvalidRequestError, match="another client"):
+    with pytest.raises(UnusableTokenError, match="another client"):
         check(issue(issuer, claims={"appid": None}), nobody)
 
 
 @given(st.text() | st.from_regex(r"\A[A-Za-z0-9_-]{1,9}(\.[A-Za-z0-9_-]{1,9}){0,4}\Z"))
 def test_anything(text: str) -> None:
     """Whatever is sent as a token is refused, or fits."""
-    with pytest.raises(InvalidRequestError):
+    with pytest.raises(UnusableTokenError):
         check(text)
