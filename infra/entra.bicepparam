@@ -1,4 +1,8 @@
 // The broker and its client apps. Replace the client apps with yours.
+//
+// Deploying writes the whole of each registration. If `python -m infra.entra setup` has made the broker's,
+// first put what it got into these parameters: signInAudience, clients or preAuthorizedClientIds, exchanges
+// and identityPrincipalIds. Otherwise the audience, the client apps and the permissions are lost.
 using 'entra.bicep'
 
 // AzureADMultipleOrgs also lets users of other organisations sign in.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -36,10 +37,17 @@ def main(words: Sequence[str] | None = None) -> int:
     # What azure-identity would log is in its exceptions, too.
     logging.getLogger("azure.identity").setLevel(logging.CRITICAL)
     try:
-        return COMMANDS[arguments.command](arguments, Session(arguments))
+        code = COMMANDS[arguments.command](arguments, Session(arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What cannot be written must not be written again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.stderr.write("Nobody reads the output: what was sent before is done.\n")
+    except (UnreachableError, NoPermissionError) as exc:
+        sys.stderr.write(f"Not done, or not all of it: {exc}\n")
     except RefusedError as exc:
         sys.stderr.write(f"Not done, or not all of it: {exc}\n{what_to_do(exc)}\n")
-    except (NotDoneError, NoPermissionError, UnreachableError, OSError, ValueError) as exc:
+    except (NotDoneError, OSError, ValueError) as exc:
         sys.stderr.write(f"Not done: {exc}\n")
     except AzureError as exc:  # Of azure-identity.
         hint = ROLES["/access/"] if "AADSTS65002" in str(exc) else ""
@@ -47,6 +55,8 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted. Run it again to go on.\n")
         return INTERRUPTED
+    else:
+        return code
     return NOT_DONE
 
 

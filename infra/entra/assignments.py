@@ -45,8 +45,10 @@ class Assignment:
                 str(shown["tenantId"]).lower(),
                 frozenset(str(each).lower() for each in shown["clientIds"]),
             )
-        except (KeyError, TypeError) as exc:
+        except KeyError as exc:
             raise ValueError(f"this is not an assignment, it has no {exc}") from exc
+        except TypeError:
+            raise ValueError("this is not an assignment") from None
 
     def shown(self) -> Object:
         """Return the assignment as ACS shows it."""
@@ -59,7 +61,8 @@ class Assignment:
 
     def __str__(self) -> str:
         apps = ", ".join(sorted(self.client_ids))
-        return f"{self.kind} {self.object_id} of tenant {self.tenant_id} with {apps}"
+        whose = "" if self.kind == "tenant" else f" of tenant {self.tenant_id}"
+        return f"{self.kind} {self.object_id}{whose} with {apps}"
 
 
 def listed(acs: Service) -> list[Assignment]:
@@ -75,7 +78,9 @@ def to_assign(present: Iterable[Assignment], wanted: Assignment) -> Call | None:
     """
     before = _same_object(present, wanted)
     if before and (before.kind, before.tenant_id) != (wanted.kind, wanted.tenant_id):
-        raise ValueError(f"it has access already, but as {before}; unassign that first")
+        raise ValueError(
+            f"{wanted.object_id} has access already, but as {before}; unassign that first"
+        )
     client_ids = wanted.client_ids | (before.client_ids if before else frozenset())
     if before and client_ids == before.client_ids:
         return None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from infra.entra.consent import consent_url, resource_of
 from infra.entra.directory import ACS_CLIENTS_APP, ACS_TEAMS_APP, GRAPH_APP, NAMES
-from infra.entra.findings import COMMAND, Finding
+from infra.entra.findings import Finding
 from infra.entra.permissions import NoPermissionError, permission_id
 from infra.entra.registration import ADMIN_ROLE, CONSENT_PAGE, SCOPE, scope_of
 from infra.entra.steps import federated_credential, is_right
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from infra.entra.directory import Object
     from infra.entra.reading import Reading
 
-SETUP = f"{COMMAND} setup"
-
 
 def resources(reading: Reading) -> Iterator[Finding]:
     """Microsoft's apps are in the tenant."""
@@ -28,29 +26,44 @@ def resources(reading: Reading) -> Iterator[Finding]:
                 "acs-not-in-tenant",
                 f"the tenant has no service principal of {NAMES[app_id]}, so Entra refuses tokens"
                 " for it (AADSTS650052, AADSTS500011)",
-                SETUP if reading.at_home else f"az ad sp create --id {app_id}",
+                reading.command("setup") if reading.at_home else f"az ad sp create --id {app_id}",
             )
+
+
+def enabled(reading: Reading) -> Iterator[Finding]:
+    """No app that takes part is disabled in the tenant."""
+    for app_id in (*reading.wanted.permissions, reading.broker_id, *reading.wanted.client_ids):
+        principal = reading.directory.principals.get(app_id or "", {})
+        if principal.get("accountEnabled") is False:
+            name = NAMES.get(principal["appId"], str(principal.get("displayName", app_id)))
+            says = f"{name} is disabled in this tenant (AADSTS7000112)"
+            fix = f"az ad sp update --id {app_id} --set accountEnabled=true"
+            yield Finding("app-disabled", says, fix)
 
 
 def registration(reading: Reading) -> Iterator[Finding]:
     """The broker is registered with its scope, its role and its permissions."""
     application = reading.directory.application
     if application is None:
-        if reading.at_home:
-            says = f"no app is registered here under the unique name {reading.wanted.unique_name}"
-            yield Finding("broker-not-registered", says, SETUP)
+        name = reading.wanted.unique_name
+        says = f"no broker is registered here (unique name {name})"
+        fix = (
+            "if this is not its home tenant, add --broker <client id of the broker>; if it is:"
+            f" {reading.command('setup')}"
+        )
+        yield Finding("broker-not-registered", says, fix)
         return
     scope = scope_of(application)
     if scope is None or not scope.get("isEnabled"):
         says = f"the broker's registration has no scope {SCOPE}, or it is disabled"
-        yield Finding("scope-missing", says, SETUP)
+        yield Finding("scope-missing", says, reading.command("setup"))
     roles = application.get("appRoles") or []
     if not any(role.get("value") == ADMIN_ROLE and role.get("isEnabled") for role in roles):
         says = f"the broker's registration has no app role {ADMIN_ROLE}, or it is disabled"
-        yield Finding("role-missing", says, SETUP)
+        yield Finding("role-missing", says, reading.command("setup"))
     for name in _not_requested(reading, application):
         says = f"the broker's registration does not ask for {name}, so nobody can consent to it"
-        yield Finding("permission-not-requested", says, _setup(reading))
+        yield Finding("permission-not-requested", says, reading.command("setup"))
 
 
 def _not_requested(reading: Reading, application: Object) -> Iterator[str]:
@@ -82,23 +95,11 @@ def audience(reading: Reading) -> Iterator[Finding]:
                 f" {app['displayName']} is registered for this tenant only (AADSTS50194)"
             )
             fix = (
-                f"{SETUP} --multitenant"
+                reading.command("setup", "--multitenant")
                 if ours
                 else f"az ad app update --id {app['appId']} --sign-in-audience AzureADMultipleOrgs"
             )
             yield Finding("single-tenant", says, fix)
-
-
-def _setup(reading: Reading) -> str:
-    """Return the command that brings about what this reading wants."""
-    entra = reading.wanted.permissions.get(ACS_CLIENTS_APP, ())
-    teams = reading.wanted.permissions.get(ACS_TEAMS_APP, ())
-    words = [SETUP]
-    words += [f"--permission {name}" for name in entra if name != "VoIP" or len(entra) > 1]
-    if teams:
-        kind = "teams-extension" if "TeamsExtension.ManageCalls" in teams else "teams"
-        words += ["--exchange entra"] * bool(entra) + [f"--exchange {kind}"]
-    return " ".join(words)
 
 
 def identities(reading: Reading) -> Iterator[Finding]:
@@ -109,7 +110,7 @@ def identities(reading: Reading) -> Iterator[Finding]:
         right = federated_credential(reading.tenant_id, "", reading.wanted.authority)
         if not any(_is_usual(each, right) for each in reading.directory.credentials):
             says = "no managed identity of this tenant can act as the broker"
-            fix = f"{SETUP} --identity <IDENTITY_PRINCIPAL_ID>"
+            fix = reading.command("setup", "--identity <IDENTITY_PRINCIPAL_ID>")
             yield Finding("federated-credential-missing", says, fix)
 
 
@@ -118,7 +119,7 @@ def _identity(reading: Reading, principal_id: str) -> Iterator[Finding]:
     right = federated_credential(reading.tenant_id, principal_id, reading.wanted.authority)
     if any(is_right(each, right) for each in present):
         return
-    fix = f"{SETUP} --identity {principal_id}"
+    fix = reading.command("setup", f"--identity {principal_id}")
     near = next((each for each in present if _is_near(each, right)), None)
     if near is None:
         says = f"the managed identity {principal_id} cannot act as the broker (AADSTS700213)"
@@ -155,12 +156,20 @@ def clients(reading: Reading) -> Iterator[Finding]:
             says = (
                 f"the client app {client_id} is not pre-authorized: each user has to consent to it"
             )
-            fix = f"{SETUP} --client-id {client_id}"
+            fix = reading.command("setup", f"--client-id {client_id}")
             yield Finding("client-not-pre-authorized", says, fix)
         if client_id not in reading.directory.principals:
             says = f"the client app {client_id} is not in this tenant (AADSTS700016)"
-            fix = f"{COMMAND} consent-url --tenant {reading.tenant_id}, run in the home tenant"
-            yield Finding("client-not-in-tenant", says, fix)
+            yield Finding("client-not-in-tenant", says, _add_client(reading, client_id))
+
+
+def _add_client(reading: Reading, client_id: str) -> str:
+    if client_id in reading.directory.clients:
+        return reading.command("setup", f"--client-id {client_id}")
+    if reading.at_home:
+        return "the app's owner sends the link on which an administrator of this tenant consents"
+    line = reading.command("consent-url", f"--tenant {reading.tenant_id}")
+    return f"the broker's owner sends the links that this prints: {line}"
 
 
 def consent(reading: Reading) -> Iterator[Finding]:
@@ -186,7 +195,7 @@ def consent(reading: Reading) -> Iterator[Finding]:
 
 def _consent(reading: Reading, broker_id: str) -> str:
     if reading.at_home:
-        return f"{_setup(reading)} --consent"
+        return reading.command("setup", "--consent")
     authority = reading.wanted.authority
     link = consent_url(
         authority=authority,

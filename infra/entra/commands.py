@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 from infra.entra import assignments
 from infra.entra.assignments import Assignment
+from infra.entra.command_line import command_line
 from infra.entra.consent import consent_urls
-from infra.entra.directory import ACS_CLIENTS_APP, ACS_TEAMS_APP
-from infra.entra.findings import COMMAND
-from infra.entra.permissions import permissions_of
-from infra.entra.registration import Wanted
+from infra.entra.directory import ACS_CLIENTS_APP, ACS_TEAMS_APP, NAMES
+from infra.entra.intended import exchanges_of, wanted_of
 from infra.entra.session import NotDoneError, say, show
 from infra.entra.setup import Preview, bring_about, next_steps, settings
 
@@ -26,47 +25,20 @@ DONE = 0
 ACS_APPS = frozenset({ACS_CLIENTS_APP, ACS_TEAMS_APP})
 
 
-def wanted_of(arguments: Namespace) -> Wanted:
-    """Return how the home tenant is to be, as the command line says."""
-    return Wanted(
-        unique_name=arguments.unique_name,
-        display_name=getattr(arguments, "display_name", ""),
-        authority=arguments.authority_host,
-        permissions=permissions_of(exchanges_of(arguments), arguments.permission),
-        multitenant=getattr(arguments, "multitenant", False),
-        client_ids=tuple(arguments.client_id),
-        identities=tuple(arguments.identity),
-        consent=getattr(arguments, "consent", False),
-    )
-
-
-def exchanges_of(arguments: Namespace) -> tuple[str, ...]:
-    """Return what the broker is to exchange.
-
-    Raises:
-        NotDoneError: the broker refuses such a setting.
-    """
-    names = tuple(dict.fromkeys(arguments.exchange or ["entra"]))
-    if {"teams", "teams-extension"} <= {*names}:
-        raise NotDoneError("the broker exchanges for Teams users or for Teams extension, not both")
-    return names
-
-
 def setup(arguments: Namespace, session: Session) -> int:
     """Bring about what is wanted in the home tenant, and print the settings."""
-    wanted = wanted_of(arguments)
-    directory, graph = _home(arguments, session, (*wanted.permissions, *wanted.client_ids))
+    directory, graph = _home(arguments, session, tuple(arguments.client_id))
     if arguments.broker and directory.application is None:
         raise NotDoneError(f"{arguments.broker} is not registered in {directory.tenant_id}")
+    wanted, exchanges = wanted_of(arguments, directory), exchanges_of(arguments, directory)
     if arguments.dry_run:
         count = bring_about(directory, wanted, Preview(wanted, show), say=lambda _: None)
         show("# None of these calls was sent." if count else "# Nothing to change.")
         return DONE
     count = bring_about(directory, wanted, graph.service, say=say)
     show(f"Changes in tenant {directory.tenant_id}: {count or 'none'}.")
-    exchanges = exchanges_of(arguments)
     show(f"\nSettings:\n\n{settings(directory, wanted, exchanges)}")
-    steps = next_steps(directory, wanted, exchanges)
+    steps = next_steps(directory, wanted, exchanges, arguments)
     show("\nNext:\n" + "".join(f"\n  {number}. {text}" for number, text in enumerate(steps, 1)))
     return DONE
 
@@ -76,12 +48,13 @@ def _home(
 ) -> tuple[Directory, Graph]:
     """Return what the tenant holds that is signed in to, and Graph."""
     graph = session.graph()
-    say("Reading the directory ...")
+    tenant_id = graph.tenant_id()
+    say(f"Reading the directory of tenant {tenant_id} ...")
     directory = graph.read(
-        graph.tenant_id(),
+        tenant_id,
         unique_name=arguments.unique_name,
         client_id=arguments.broker,
-        others=others,
+        others=(*NAMES, *others),
     )
     return directory, graph
 
@@ -91,11 +64,11 @@ def consent_url(arguments: Namespace, session: Session) -> int:
     directory, graph = _home(arguments, session, tuple(arguments.client_id))
     application = directory.application
     if application is None:
-        raise NotDoneError(f"the broker is not registered here; run: {COMMAND} setup")
+        line = command_line(arguments, "setup")
+        raise NotDoneError(f"the broker is not registered here; run: {line}")
     if application.get("signInAudience") == "AzureADMyOrg":
-        raise NotDoneError(
-            f"the broker serves its own tenant only; run: {COMMAND} setup --multitenant"
-        )
+        line = command_line(arguments, "setup", "--multitenant")
+        raise NotDoneError(f"the broker serves its own tenant only; run: {line}")
     known = (application.get("api") or {}).get("knownClientApplications") or []
     for client_id in known:
         if client_id not in directory.clients and (client := graph.registration(client_id)):
@@ -103,7 +76,11 @@ def consent_url(arguments: Namespace, session: Session) -> int:
     for client_id in set(arguments.client_id) - directory.clients.keys():
         say(f"{client_id} is not registered here: its owner has its link.")
     links = consent_urls(directory, authority=arguments.authority_host, tenant=arguments.tenant)
-    show(f"An administrator of {arguments.tenant} opens each of these pages, and accepts:\n")
+    show(
+        f"An administrator of {arguments.tenant} opens each of these pages, in this order, and"
+        " accepts. It has worked if the address\nthat the browser then shows has"
+        " admin_consent=True; otherwise it has an error.\n"
+    )
     show("\n\n".join(f"{name}\n{link}" for name, link in links))
     requested = [each["resourceAppId"] for each in application.get("requiredResourceAccess") or []]
     show(
@@ -119,12 +96,12 @@ def assign(arguments: Namespace, session: Session) -> int:
     whole = arguments.kind == "tenant"
     if whole == bool(arguments.object_id):
         raise NotDoneError("a user or a group needs an object id, a whole tenant only --tenant")
+    acs = session.acs_resource()
     client_ids = frozenset(arguments.client_id or [_broker_id(arguments, session)])
     object_id = arguments.tenant if whole else arguments.object_id
     wanted = Assignment(arguments.kind, object_id, arguments.tenant, client_ids)
-    acs = session.acs_resource()
     call = assignments.to_assign(assignments.listed(acs), wanted)
-    return _change(acs, call, dry_run=arguments.dry_run)
+    return _change(acs, call, "Nothing to change: it has this access.", arguments)
 
 
 def _broker_id(arguments: Namespace, session: Session) -> str:
@@ -142,26 +119,30 @@ def unassign(arguments: Namespace, session: Session) -> int:
     acs = session.acs_resource()
     client_ids = frozenset(arguments.client_id)
     call = assignments.to_unassign(assignments.listed(acs), arguments.object_id, client_ids)
-    return _change(acs, call, dry_run=arguments.dry_run)
+    unchanged = f"{arguments.object_id} has no such access: there is nothing to take away."
+    return _change(acs, call, unchanged, arguments)
 
 
-def _change(acs: Service, call: Call | None, *, dry_run: bool) -> int:
+def _change(acs: Service, call: Call | None, unchanged: str, arguments: Namespace) -> int:
     if call is None:
-        show("Nothing to change.")
-    elif dry_run:
+        show(f"{unchanged} ({acs.url})")
+    elif arguments.dry_run:
         body = "" if call.body is None else f"\n{json.dumps(call.body, indent=2)}"
-        show(f"# {call.does}\n{call.method} {call.path}?{assignments.API_VERSION}{body}")
+        target = f"{acs.url}{call.path}?{assignments.API_VERSION}"
+        show(f"# {call.does}\n{call.method} {target}{body}")
     else:
         acs.send(call)
-        show(f"Done: {call.does}")
+        show(f"Done at {acs.url}: {call.does}")
     return DONE
 
 
 def list_assignments(arguments: Namespace, session: Session) -> int:
     """List who has access."""
-    found = assignments.listed(session.acs_resource())
+    acs = session.acs_resource()
+    found = assignments.listed(acs)
     if arguments.json:
         show(json.dumps([each.shown() for each in found], indent=2))
     else:
-        show("\n".join(str(each) for each in found) or "Nobody has access.")
+        lines = "\n".join(str(each) for each in found) or "Nobody has access."
+        show(f"Access to {acs.url}:\n\n{lines}")
     return DONE

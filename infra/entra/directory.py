@@ -121,6 +121,11 @@ class Graph:
         """Return a user by object id or user principal name."""
         return self.service.find(f"/v1.0/users/{quote(name, safe='')}?$select={USER}")
 
+    def group_name(self, group_id: str) -> str | None:
+        """Return the name of a group, None if there is no such group."""
+        group = self.service.find(f"/v1.0/groups/{group_id}?$select=id,displayName")
+        return str(group["displayName"]) if group else None
+
     def groups(self, user_id: str, *, nested: bool) -> dict[str, str]:
         """Return the names of the groups that a user is a member of, by object id."""
         relation = "transitiveMemberOf" if nested else "memberOf"

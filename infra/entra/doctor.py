@@ -11,7 +11,6 @@ from azure.core.exceptions import AzureError
 from infra.entra import assignments, checks, people
 from infra.entra.advice import ROLES, what_to_do
 from infra.entra.assignments import Assignment
-from infra.entra.commands import wanted_of
 from infra.entra.directory import ACS_CLIENTS_APP
 from infra.entra.findings import Finding, shown
 from infra.entra.reading import read
@@ -37,14 +36,11 @@ def doctor(arguments: Namespace, session: Session) -> int:
     refusals: list[Finding] = []
     reading = read(
         graph,
-        wanted_of(arguments),
+        arguments,
         tenant_id=graph.tenant_id(),
-        broker_id=arguments.broker,
-        user=arguments.user,
         assignments=_assignments(arguments, session, refusals),
     )
-    place = "the broker's home tenant" if reading.at_home else "a tenant that the broker serves"
-    show(f"Tenant {reading.tenant_id}, {place}\n")
+    show(f"Tenant {reading.tenant_id}, {_place(reading)}\n")
     failures = 0
     for title, findings, needs in (*judged(reading), ("", refusals, "")):
         if findings or title:
@@ -52,6 +48,12 @@ def doctor(arguments: Namespace, session: Session) -> int:
         failures += len(findings or ())
     show(f"\n{failures or 'No'} {'problem' if failures == 1 else 'problems'} found.")
     return FOUND if failures else WELL
+
+
+def _place(reading: Reading) -> str:
+    if reading.at_home:
+        return "the broker's home tenant"
+    return "not the broker's home tenant" if reading.broker_id else "without a broker"
 
 
 def _assignments(
@@ -96,22 +98,32 @@ def judged(reading: Reading) -> Iterator[tuple[str, list[Finding] | None, str]]:
 
 def _checks(reading: Reading) -> list[tuple[str, Check, bool, str]]:
     """Return each check, with its title, whether it can be made, and what it would need."""
-    at_home, home = reading.directory.application is not None, "the home tenant"
+    at_home, known = reading.at_home, reading.broker_id is not None
+    home = "the broker's home tenant" if known else "the broker's registration"
     access, for_access = reading.assignments is not None, "--acs-endpoint or --assignments"
     clients = bool(reading.wanted.client_ids)
-    user, for_user = reading.asked is not None, "--user"
+    user = reading.user is not None
+    for_user = "a user of this tenant" if reading.asked else "--user"
+    identity = (
+        "a managed identity acts as the broker"
+        if reading.wanted.identities or not at_home
+        else "some managed identity acts as the broker; --identity checks which one"
+    )
+    readable = access and reading.groups_are_readable
+    for_groups = "the right to read groups" if access else for_access
     entra = ACS_CLIENTS_APP in reading.wanted.permissions
     elsewhere = for_access if at_home else home
-    both = for_access if user else for_user
+    both = "--broker" if not known else for_access if user else for_user
     return [
         ("Microsoft's service principals are in the tenant", checks.resources, True, ""),
-        ("the broker is registered", checks.registration, reading.at_home, home),
-        ("a managed identity acts as the broker", checks.identities, at_home, home),
+        ("no app is disabled in the tenant", checks.enabled, True, ""),
+        ("the broker is registered", checks.registration, at_home or not known, home),
+        (identity, checks.identities, at_home, home),
         ("client apps may call the broker", checks.clients, clients, "--client-id"),
-        ("the tenant has consented", checks.consent, bool(reading.broker_id), "the broker"),
+        ("the tenant has consented", checks.consent, known, "the broker"),
         ("whoever has access can sign in", checks.audience, at_home and access, elsewhere),
-        ("groups with access can be used", people.groups, access, for_access),
-        ("the user can sign in", people.account, user, for_user),
+        ("groups with access can be used", people.groups, readable, for_groups),
+        ("the user can sign in", people.account, bool(reading.asked), for_user),
         ("the user is assigned to apps that want it", people.assignment_to_apps, user, for_user),
-        *([("the user has access to ACS", people.access, user and access, both)] * entra),
+        *([("the user has access to ACS", people.access, known and user and access, both)] * entra),
     ]

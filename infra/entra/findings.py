@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-COMMAND = ".venv/bin/python -m infra.entra"
-
 
 @dataclass(frozen=True, slots=True)
 class Finding:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from typing import TYPE_CHECKING
 
@@ -24,12 +23,14 @@ out why somebody gets no token. Run it from the top of a clone, with the Python 
 docs/entra-users.md goes through it with two organisations. It can be run again: it adds what is
 missing, and leaves alone what it does not know.
 
-The exit code is 0 if all is well or done, 1 if the doctor found something, and 2 if it could not be
-done."""
+The exit code is 0 if all is well or done, 1 if the doctor found something, 2 if it could not be
+done, and 130 if it was interrupted."""
 SETUP = """\
 Registers the broker as infra/entra.bicep does, or completes its registration: the service
 principals of Microsoft's apps, the scope and the roles, permissions, client apps and managed
-identities. Then it prints the broker's settings, and what is left to do.
+identities. It enables the scope and the roles if somebody has disabled them, asks for access tokens
+of version 2, and locks the copies of the registration in other tenants. Then it prints the broker's
+settings, and what is left to do.
 
 It takes Application Developer in Entra, and Cloud Application Administrator to change somebody
 else's registration, to add Microsoft's service principals, or to consent (--consent)."""
@@ -73,7 +74,10 @@ def parser() -> argparse.ArgumentParser:
     }
     made = {
         name: commands.add_parser(
-            name, description=text, formatter_class=form, help=text.partition(".")[0]
+            name,
+            description=text,
+            formatter_class=form,
+            help=text.partition(". ")[0].partition(":")[0].replace("\n", " ").rstrip("."),
         )
         for name, text in texts.items()
     }
@@ -96,7 +100,9 @@ def parser() -> argparse.ArgumentParser:
 
 def _setup(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--display-name", default="ACS token broker", help="on the consent page; %(default)s"
+        "--display-name",
+        default="ACS token broker",
+        help="of a new registration, on the consent page (default: %(default)s)",
     )
     command.add_argument(
         "--multitenant", action="store_true", help="let users of other organisations sign in"
@@ -113,14 +119,16 @@ def _wanted(command: argparse.ArgumentParser) -> None:
         "--exchange",
         action="append",
         choices=[*EXCHANGES],
-        help="what the broker exchanges, as in ACS_EXCHANGES; entra. Can be repeated",
+        help="what the broker exchanges, as in ACS_EXCHANGES (default: what the registration asks"
+        " for, or entra). Can be repeated",
     )
     command.add_argument(
         "--permission",
         action="append",
         default=[],
         metavar="NAME",
-        help="for the exchange `entra`, instead of VoIP, as in ACS_ENTRA_SCOPES. Can be repeated",
+        help="for the exchange `entra`, as in ACS_ENTRA_SCOPES (default: what the registration asks"
+        " for, or VoIP). Can be repeated",
     )
     command.add_argument(
         "--identity",
@@ -160,36 +168,40 @@ def _common(command: argparse.ArgumentParser, name: str) -> None:
             if name in {"setup", "doctor", "consent-url"}
             else "of the app whose tokens count. Can be repeated",
         )
-    registration = command.add_argument_group("which registration")
-    registration.add_argument("--broker", type=_guid, metavar="CLIENT_ID", help="the broker's")
-    registration.add_argument(
-        "--unique-name",
-        type=_unique_name,
-        default="acs-token-broker",
-        help="without --broker; %(default)s",
-    )
+    if name not in {"unassign", "assignments"}:
+        registration = command.add_argument_group("which registration")
+        registration.add_argument("--broker", type=_guid, metavar="CLIENT_ID", help="the broker's")
+        registration.add_argument(
+            "--unique-name",
+            type=_unique_name,
+            default="acs-token-broker",
+            help="without --broker (default: %(default)s)",
+        )
     access = command.add_argument_group("how to sign in")
     access.add_argument(
         "--sign-in",
         choices=[*SIGN_INS],
         default="cli",
-        help="; ".join(f"{key}: {text}" for key, text in SIGN_INS.items()) + ". %(default)s",
+        help="; ".join(f"{key}: {text}" for key, text in SIGN_INS.items())
+        + " (default: %(default)s)",
     )
     access.add_argument(
-        "--sign-in-tenant", type=_tenant, metavar="TENANT", help="other than the account's own"
+        "--sign-in-tenant",
+        type=_tenant,
+        metavar="TENANT",
+        help="tenant to sign in to, if not the account's own",
     )
     access.add_argument(
         "--authority-host",
         type=_checked(entra_authority),
         default=f"https://{PUBLIC_CLOUD}",
-        help="Entra of another cloud or of the local stack; %(default)s",
+        help="Entra of another cloud or of the local stack (default: %(default)s)",
     )
     access.add_argument(
         "--acs-endpoint",
         type=_checked(acs_endpoint),
-        default=os.environ.get("ACS_ENDPOINT") or None,
-        help="of the ACS resource; the variable ACS_ENDPOINT. With ACS_CONNECTION_STRING, its"
-        " access key is used instead of the sign-in",
+        help="of the ACS resource (default: the variable ACS_ENDPOINT). The variable"
+        " ACS_CONNECTION_STRING names it too; then its access key is used instead of the sign-in",
     )
 
 

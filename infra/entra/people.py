@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from infra.entra.directory import ACS_CLIENTS_APP, NAMES
-from infra.entra.findings import COMMAND, Finding
+from infra.entra.findings import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +21,10 @@ def account(reading: Reading) -> Iterator[Finding]:
     """The user is in the tenant and can sign in."""
     if reading.user is None:
         says = f"this tenant has no user {reading.asked}"
-        fix = "check the name, or run this in the user's own tenant (--sign-in-tenant)"
+        fix = (
+            "check the name, or run this in the user's own tenant (--sign-in-tenant); a guest has"
+            " another user name here, so give the guest's object id"
+        )
         yield Finding("user-not-found", says, fix)
     elif reading.user.get("accountEnabled") is False:
         says = f"the account {_name(reading)} is disabled (AADSTS50057)"
@@ -49,7 +52,7 @@ def groups(reading: Reading) -> Iterator[Finding]:
     for group_id, name in reading.assigned_groups.items():
         if name is None:
             says = f"the group {group_id} has access to the ACS resource, but no longer exists"
-            yield Finding("group-gone", says, f"{COMMAND} unassign {group_id}")
+            yield Finding("group-gone", says, reading.command("unassign", group_id))
         elif group_id not in reading.assigned_to.get(ACS_CLIENTS_APP, {group_id}):
             app = NAMES[ACS_CLIENTS_APP]
             says = f"the group {name} is not assigned to {app}, which Microsoft asks for"
@@ -62,7 +65,7 @@ def groups(reading: Reading) -> Iterator[Finding]:
 
 def access(reading: Reading) -> Iterator[Finding]:
     """The ACS resource gives the user access with tokens that the broker gets."""
-    if reading.user is None or reading.assignments is None:
+    if reading.user is None or reading.assignments is None or reading.broker_id is None:
         return
     covering = [each for each in reading.assignments if _covers(each, reading)]
     if any(reading.broker_id in each.client_ids for each in covering):
@@ -83,10 +86,7 @@ def _wrong_client(assignment: Assignment, reading: Reading) -> Finding:
         f" of {apps}, not of the broker ({reading.broker_id}), which asks Entra on the user's"
         f" behalf {SEEN}"
     )
-    fix = (
-        f"{COMMAND} assign {assignment.kind} {assignment.object_id} --tenant {reading.tenant_id}"
-        f" --client-id {reading.broker_id}"
-    )
+    fix = _assign(assignment.kind, assignment.object_id, reading)
     return Finding("assignment-wrong-client", says, fix)
 
 
@@ -105,7 +105,7 @@ def _no_access(reading: Reading) -> Finding:
             "not-in-assigned-group", "is not, or no longer, a member of", names, reading
         )
     says = f"no assignment gives {_name(reading)} access to the ACS resource {SEEN}"
-    return Finding("assignment-missing", says, _assign_user(reading))
+    return Finding("assignment-missing", says, _assign("user", _id(reading), reading))
 
 
 def _not_a_member(code: str, how: str, names: dict[str, str], reading: Reading) -> Finding:
@@ -122,16 +122,15 @@ def _guest(reading: Reading) -> Finding:
     )
     fix = (
         "let the app sign the user in to the home tenant (authority /organizations or"
-        f" /<home tenant>), or give the guest access: {_assign_user(reading)}"
+        f" /<home tenant>), or give the guest access: {_assign('user', _id(reading), reading)}"
     )
     return Finding("guest", says, fix)
 
 
-def _assign_user(reading: Reading) -> str:
-    return (
-        f"{COMMAND} assign user {_id(reading)} --tenant {reading.tenant_id}"
-        f" --client-id {reading.broker_id}"
-    )
+def _assign(kind: str, object_id: str, reading: Reading) -> str:
+    where = ("--tenant", reading.tenant_id)
+    whose = ("--client-id", str(reading.broker_id))
+    return reading.command("assign", kind, object_id, *where, *whose)
 
 
 def _name(reading: Reading) -> str:

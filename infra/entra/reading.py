@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from infra.entra.directory import ACS_CLIENTS_APP
+from infra.entra.command_line import command_line
+from infra.entra.directory import ACS_CLIENTS_APP, NAMES
+from infra.entra.intended import wanted_of
 from infra.entra.rest import RefusedError
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from infra.entra.assignments import Assignment
     from infra.entra.directory import Directory, Graph, Object
     from infra.entra.registration import Wanted
@@ -25,12 +30,14 @@ class Reading:
     directory: Directory
     wanted: Wanted
     broker_id: str | None
+    arguments: Namespace  # Of the command line, for those that it advises.
     assignments: list[Assignment] | None = None
     asked: str | None = None
     user: Object | None = None
     groups: dict[str, str] = field(default_factory=dict)
     nested_groups: dict[str, str] = field(default_factory=dict)
     assigned_groups: dict[str, str | None] = field(default_factory=dict)  # None: it is gone.
+    groups_are_readable: bool = True
     assigned_to: dict[str, set[str]] = field(default_factory=dict)  # By client id of the app.
 
     @property
@@ -40,38 +47,42 @@ class Reading:
 
     @property
     def at_home(self) -> bool:
-        """Return whether this is the tenant that the broker is registered in, or is to be."""
-        return self.directory.application is not None or self.broker_id is None
+        """Return whether the broker is registered in this tenant."""
+        return self.directory.application is not None
+
+    def command(self, name: str, *words: str) -> str:
+        """Return a command line of the broker's home tenant."""
+        here = self.at_home or self.broker_id is None
+        return command_line(self.arguments, name, *words, here=here)
 
 
-def read(  # noqa: PLR0913 - each says something else to read
-    graph: Graph,
-    wanted: Wanted,
-    *,
-    tenant_id: str,
-    broker_id: str | None,
-    user: str | None,
-    assignments: list[Assignment] | None,
+def read(
+    graph: Graph, arguments: Namespace, *, tenant_id: str, assignments: list[Assignment] | None
 ) -> Reading:
     """Read a tenant, and what concerns one user in it.
 
     Raises:
         RefusedError, UnreachableError: something cannot be read.
     """
-    others = [*wanted.permissions, *wanted.client_ids]
     directory = graph.read(
-        tenant_id, unique_name=wanted.unique_name, client_id=broker_id, others=others
+        tenant_id,
+        unique_name=arguments.unique_name,
+        client_id=arguments.broker,
+        others=[*NAMES, *arguments.client_id],
     )
+    wanted, user = wanted_of(arguments, directory), arguments.user
     reading = Reading(
         directory=directory,
         wanted=wanted,
-        broker_id=broker_id or directory.broker_id,
+        broker_id=arguments.broker or directory.broker_id,
+        arguments=arguments,
         assignments=assignments,
         asked=user,
     )
     for app_id, principal in directory.principals.items():
         is_closed = bool(principal.get("appRoleAssignmentRequired"))
-        if app_id == ACS_CLIENTS_APP or (is_closed and app_id not in wanted.client_ids):
+        concerns = app_id in wanted.permissions or app_id == reading.broker_id
+        if app_id == ACS_CLIENTS_APP or (is_closed and concerns):
             reading.assigned_to[app_id] = graph.assigned(principal["id"])
     if user and (found := graph.user(user)):
         reading.user = found
@@ -79,13 +90,12 @@ def read(  # noqa: PLR0913 - each says something else to read
         reading.nested_groups = graph.groups(found["id"], nested=True)
     for each in assignments or []:
         if each.kind == "group" and each.tenant_id == tenant_id:
-            reading.assigned_groups[each.object_id] = _group_name(graph, each.object_id)
+            try:
+                name = graph.group_name(each.object_id)
+            except RefusedError as exc:
+                if exc.status != HTTPStatus.FORBIDDEN:
+                    raise
+                # Whoever may not read groups is not told that there is none.
+                name, reading.groups_are_readable = each.object_id, False
+            reading.assigned_groups[each.object_id] = name
     return reading
-
-
-def _group_name(graph: Graph, group_id: str) -> str | None:
-    try:
-        group = graph.service.find(f"/v1.0/groups/{group_id}?$select=id,displayName")
-    except RefusedError:
-        return group_id  # Whoever may not read groups is not told that there is none.
-    return str(group["displayName"]) if group else None

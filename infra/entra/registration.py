@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # https://learn.microsoft.com/azure/azure-resource-manager/bicep/bicep-functions-string#guid
 BICEP_NAMESPACE = uuid.UUID("11fb06fb-712d-4ddd-98c7-e71bbd588830")
 SCOPE = "access_as_user"
+OWN_TENANT = "AzureADMyOrg"  # Of `signInAudience`; all others let other tenants' users sign in.
 ADMIN_ROLE = "Mappings.Admin"
 CONSENT_PAGE = "https://entra.microsoft.com/"
 LOCK = {"isEnabled": True, "allProperties": True}
@@ -72,6 +73,7 @@ class Wanted:
     multitenant: bool = False
     client_ids: tuple[str, ...] = ()
     identities: tuple[str, ...] = ()
+    broker_id: str = ""  # Of a registration that was not made under the unique name.
     consent: bool = False
 
 
@@ -104,7 +106,7 @@ def register(directory: Directory, wanted: Wanted) -> Iterator[Call]:
             f"register the broker as {wanted.unique_name}",
             "PATCH",
             f"/v1.0/applications(uniqueName='{wanted.unique_name}')",
-            {"displayName": wanted.display_name, "signInAudience": "AzureADMyOrg", **changes},
+            {"displayName": wanted.display_name, "signInAudience": OWN_TENANT, **changes},
             # https://learn.microsoft.com/graph/api/application-upsert
             headers=(("Prefer", "create-if-missing"),),
             adds="application",
@@ -119,8 +121,9 @@ def completed(before: Object, directory: Directory, wanted: Wanted) -> Object:
     """Return the registration with what is missing in it."""
     after = deepcopy(before)
     if not after.get("identifierUris"):
-        after["identifierUris"] = [f"api://{directory.tenant_id}/{wanted.unique_name}"]
-    if wanted.multitenant:
+        path = wanted.broker_id or f"{directory.tenant_id}/{wanted.unique_name}"
+        after["identifierUris"] = [f"api://{path}"]
+    if wanted.multitenant and after.get("signInAudience", OWN_TENANT) == OWN_TENANT:
         after["signInAudience"] = "AzureADMultipleOrgs"
     after["api"] = _api(after.get("api") or {}, wanted)
     after["appRoles"] = _with_roles(after.get("appRoles") or [], wanted.unique_name)

@@ -12,6 +12,7 @@ from infra.entra.assignments import API_VERSION
 from infra.entra.directory import Graph
 from infra.entra.rest import Service
 from infra.entra.sign_in import ACS_SCOPE, access_key, credential, graph_of
+from shared.endpoints import acs_endpoint
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -34,6 +35,15 @@ def show(text: str) -> None:
     sys.stdout.write(f"{text}\n")
 
 
+def _endpoint() -> str | None:
+    """Return the ACS resource that the variable names."""
+    text = os.environ.get("ACS_ENDPOINT")
+    try:
+        return acs_endpoint(text) if text else None
+    except ValueError as exc:
+        raise NotDoneError(f"ACS_ENDPOINT {exc}") from None
+
+
 class Session:
     """The services that a command uses, opened on first use."""
 
@@ -51,15 +61,20 @@ class Session:
         """Return the ACS resource, None if none is named.
 
         Raises:
-            NotDoneError: the connection string is not one.
+            NotDoneError: a variable is not what it has to be, or they name two resources.
         """
-        text, endpoint = os.environ.get("ACS_CONNECTION_STRING"), self._arguments.acs_endpoint
-        if text:
+        endpoint = self._arguments.acs_endpoint or _endpoint()
+        if text := os.environ.get("ACS_CONNECTION_STRING"):
             try:
-                endpoint, key = access_key(text)
+                named, key = access_key(text)
             except ValueError as exc:
                 raise NotDoneError(f"ACS_CONNECTION_STRING {exc}") from None
-            return Service(endpoint, key, query=API_VERSION, say=say)
+            if endpoint not in {None, named}:
+                raise NotDoneError(
+                    f"ACS_CONNECTION_STRING is of {named}, but the ACS resource is to be"
+                    f" {endpoint}: unset the variable, or name the same resource"
+                )
+            return Service(named, key, query=API_VERSION, say=say)
         if not endpoint:
             return None
         policy = BearerTokenCredentialPolicy(self._signed_in(), ACS_SCOPE)
@@ -77,6 +92,12 @@ class Session:
         return acs
 
     def _signed_in(self) -> TokenCredential:
+        arguments = self._arguments
+        if arguments.sign_in_tenant and arguments.sign_in in {"environment", "default"}:
+            raise NotDoneError(
+                f"--sign-in {arguments.sign_in} takes no --sign-in-tenant: its tenant is that of"
+                " the variable AZURE_TENANT_ID, or of the account that it finds"
+            )
         if self._credential is None:
             self._credential = credential(
                 self._arguments.sign_in,

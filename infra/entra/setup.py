@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Protocol
 
+from infra.entra.command_line import command_line
 from infra.entra.directory import ACS_CLIENTS_APP, NAMES
-from infra.entra.findings import COMMAND
 from infra.entra.permissions import EXCHANGES
-from infra.entra.registration import SCOPE
+from infra.entra.registration import OWN_TENANT, SCOPE
 from infra.entra.rest import Call
 from infra.entra.steps import STEPS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from argparse import Namespace
+    from collections.abc import Callable, Iterable
 
     from infra.entra.directory import Directory, Object
     from infra.entra.registration import Wanted
@@ -48,7 +49,7 @@ class Preview:
     def _principal(self, app_id: str) -> Object:
         names = self._wanted.permissions.get(app_id, ())
         return {
-            "id": f"{{id of {NAMES.get(app_id, app_id)}}}",
+            "id": f"{{id of {NAMES.get(app_id, 'the service principal')}}}",
             "appId": app_id,
             "oauth2PermissionScopes": [
                 {"id": f"{{id of {name}}}", "value": name} for name in names
@@ -114,33 +115,47 @@ def settings(directory: Directory, wanted: Wanted, exchanges: tuple[str, ...]) -
     entra = wanted.permissions.get(ACS_CLIENTS_APP)
     if entra and entra != EXCHANGES["entra"][1]:
         lines["ACS_ENTRA_SCOPES"] = ",".join(entra)
-    if not wanted.multitenant and application.get("signInAudience") == "AzureADMyOrg":
-        lines["ENTRA_TENANT_IDS"] = directory.tenant_id
-    return "\n".join(f"{name}={value}" for name, value in lines.items())
+    lines["ENTRA_TENANT_IDS"] = directory.tenant_id
+    text = "\n".join(f"{name}={value}" for name, value in lines.items())
+    if application.get("signInAudience", OWN_TENANT) != OWN_TENANT:
+        text += (
+            "\n\nENTRA_TENANT_IDS names all tenants that are served: add the others, with commas."
+        )
+    options = _exchange_options(exchanges, lines)
+    return f"{text}\n\nThe exchanges in a parameter file:\n\nparam exchanges = {{ {options} }}"
 
 
-def next_steps(directory: Directory, wanted: Wanted, exchanges: tuple[str, ...]) -> list[str]:
+def _exchange_options(exchanges: tuple[str, ...], lines: dict[str, str]) -> str:
+    """Return the same as ACS_EXCHANGES and ACS_ENTRA_SCOPES, in Bicep."""
+    options = f"kinds: [{_bicep(exchanges)}]"
+    scopes = lines.get("ACS_ENTRA_SCOPES")
+    return f"{options}, entraScopes: [{_bicep(scopes.split(','))}]" if scopes else options
+
+
+def _bicep(texts: Iterable[str]) -> str:
+    return ", ".join(f"'{each}'" for each in texts)
+
+
+def next_steps(
+    directory: Directory, wanted: Wanted, exchanges: tuple[str, ...], arguments: Namespace
+) -> list[str]:
     """Return what is left for a person to do."""
     steps = []
     if not directory.credentials:
+        line = command_line(arguments, "setup", "--identity <IDENTITY_PRINCIPAL_ID>")
         steps.append(
             "Deploy infra/main.bicep with these settings; then let the managed identity act as the"
-            f" broker:\n     {COMMAND} setup --identity <IDENTITY_PRINCIPAL_ID>"
+            f" broker:\n     {line}"
         )
     if missing := unconsented(directory, wanted):
-        steps.append(
-            f"Consent for this tenant ({', '.join(missing)}):\n     {COMMAND} setup --consent"
-        )
-    if (directory.application or {}).get("signInAudience") == "AzureADMultipleOrgs":
-        steps.append(
-            "Send the administrator of each other tenant what this prints:\n    "
-            f" {COMMAND} consent-url --tenant <tenant id>"
-        )
+        line = command_line(arguments, "setup", "--consent")
+        steps.append(f"Consent for this tenant ({', '.join(missing)}):\n     {line}")
+    if (directory.application or {}).get("signInAudience", OWN_TENANT) != OWN_TENANT:
+        line = command_line(arguments, "consent-url", "--tenant <tenant id>")
+        steps.append(f"Send the administrator of each other tenant what this prints:\n     {line}")
     if "entra" in exchanges:
-        steps.append(
-            f"Give people access to the ACS resource:\n     {COMMAND} assign group <object id>"
-            " --tenant <tenant id>"
-        )
+        line = command_line(arguments, "assign", "group <object id> --tenant <tenant id>")
+        steps.append(f"Give people access to the ACS resource:\n     {line}")
     return steps
 
 

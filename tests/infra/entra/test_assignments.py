@@ -72,14 +72,17 @@ async def test_group(acs: AcsEmulator, command: Command) -> None:
         "clientIds": [BROKER],
     } == acs.entra_assignments[GROUP]
 
-    assert "Nothing to change.\n" == (await command("assign", *words)).stdout
+    assert f"at {acs.url}: assign group" in first.stdout.lower()
+    assert "Nothing to change" in (await command("assign", *words)).stdout
     assert GROUP in (await command("assignments")).stdout
 
     removed = await command("unassign", GROUP)
     assert 0 == removed.returncode
     assert {} == acs.entra_assignments
-    assert "Nothing to change.\n" == (await command("unassign", GROUP)).stdout
-    assert "Nobody has access.\n" == (await command("assignments")).stdout
+    again = (await command("unassign", GROUP)).stdout
+    assert f"{GROUP} has no such access: there is nothing to take away. ({acs.url})\n" == again
+    listed = (await command("assignments")).stdout
+    assert f"Access to {acs.url}:\n\nNobody has access.\n" == listed
 
 
 async def test_apps(acs: AcsEmulator, command: Command) -> None:
@@ -106,7 +109,9 @@ async def test_dry_run(acs: AcsEmulator, command: Command) -> None:
     """The call is shown, and not sent."""
     words = ("user", USER, "--tenant", TENANT, "--client-id", APP, "--dry-run")
     shown = (await command("assign", *words)).stdout
-    assert f"PUT /access/entra/assignments/{USER}?api-version=2025-03-02-preview\n" in shown
+    assert (
+        f"PUT {acs.url}/access/entra/assignments/{USER}?api-version=2025-03-02-preview\n" in shown
+    )
     assert {} == acs.entra_assignments
 
 
@@ -127,6 +132,41 @@ async def test_wrong_key(command: Command) -> None:
     assert "401 Denied" in done.stderr
     assert "Communication and Email Service Owner" in done.stderr
     assert other not in done.stderr + done.stdout
+
+
+async def test_nobody_reads(acs: AcsEmulator) -> None:
+    """What was done is not called undone where the output is closed."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    text = f"endpoint={acs.url}/;accesskey={KEY}"
+    words = ("assign", "group", GROUP, "--tenant", TENANT, "--client-id", BROKER)
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "infra.entra", *words],
+        cwd=ROOT,
+        env={**os.environ, "ACS_CONNECTION_STRING": text},
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    os.close(writer)
+    assert GROUP in acs.entra_assignments
+    assert "Nobody reads the output: what was sent before is done.\n" == done.stderr
+
+
+async def test_two_resources(
+    acs: AcsEmulator, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection string does not win over another resource that the command line names."""
+    words = ("unassign", GROUP)
+    done = await command(*words, "--acs-endpoint", "https://other.communication.azure.com")
+    assert 2 == done.returncode
+    assert acs.url in done.stderr
+    assert "but the ACS resource is to be https://other.communication.azure.com" in done.stderr
+    monkeypatch.setenv("ACS_ENDPOINT", "https://other.communication.azure.com")
+    assert 2 == (await command(*words)).returncode
 
 
 async def test_busy(acs: AcsEmulator, command: Command) -> None:

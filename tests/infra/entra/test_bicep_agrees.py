@@ -1,4 +1,8 @@
-"""`python -m infra.entra setup` and infra/entra.bicep make the same registration."""
+"""`python -m infra.entra setup` and infra/entra.bicep name the same things in a registration.
+
+The template writes the whole registration, while the command adds to it, so only names, texts and
+defaults are compared.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +39,7 @@ def default(name: str) -> str:
 
 
 class TestNames:
-    """Whichever way came first, the other one finds the registration, and changes nothing."""
+    """Whichever way came first, the other one finds the registration by the same names."""
 
     def test_registration(self) -> None:
         """Both have the same unique name, and the same name on the consent page."""

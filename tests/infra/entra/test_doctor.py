@@ -9,6 +9,7 @@ import pytest
 from infra.entra.assignments import Assignment
 from infra.entra.directory import ACS_CLIENTS_APP, Directory
 from infra.entra.doctor import judged
+from infra.entra.options import parser
 from infra.entra.reading import Reading
 from tests.infra.entra.test_setup import CLIENT, IDENTITY, TENANT, principal, run, wanted
 
@@ -37,6 +38,7 @@ def well() -> Reading:
         directory=directory,
         wanted=wish,
         broker_id=broker_id,
+        arguments=parser().parse_args(["doctor"]),
         assignments=[Assignment("group", GROUP, TENANT, frozenset({broker_id}))],
         asked="ada@contoso.example",
         user={
@@ -193,6 +195,12 @@ FAULTS = [
         "--account-enabled true",
         id="disabled user",
     ),
+    pytest.param(
+        _principal(accountEnabled=False),
+        ["app-disabled"],
+        "--set accountEnabled=true",
+        id="disabled app",
+    ),
     pytest.param(_guest, ["guest"], "home tenant", id="guest"),
     pytest.param(
         _no_member, ["not-in-assigned-group"], "az ad group member add", id="not in the group"
@@ -320,7 +328,61 @@ class TestElsewhere:
 
 
 def test_not_registered(well: Reading) -> None:
-    """Before `setup`, the doctor says so."""
+    """Without a registration, it may be missing, or elsewhere; nothing is said about access."""
     well.directory.application = None
     well.broker_id = None
-    assert "broker-not-registered" in codes_of(well)
+    (found,) = findings_of(well)
+    assert "broker-not-registered" == found.code
+    assert "add --broker" in found.fix
+    assert found.fix.endswith(": .venv/bin/python -m infra.entra setup")
+    skipped = {title: needs for title, findings, needs in judged(well) if findings is None}
+    assert skipped["a managed identity acts as the broker"] == "the broker's registration"
+    assert skipped["the user has access to ACS"] == "--broker"
+
+
+CHOSEN = "--unique-name teams-broker --sign-in-tenant contoso.example"
+ADVICE = [
+    pytest.param(lambda it: it.directory.grants.clear(), f"setup --consent {CHOSEN}", id="consent"),
+    pytest.param(
+        lambda it: it.directory.credentials.clear(),
+        f"setup --identity {IDENTITY} {CHOSEN}",
+        id="identity",
+    ),
+    pytest.param(
+        _unassigned,
+        "--sign-in-tenant contoso.example --acs-endpoint https://acs.communication.azure.com",
+        id="assignment",
+    ),
+]
+
+
+@pytest.mark.parametrize(("break_it", "ends_with"), ADVICE)
+def test_advice_keeps_what_was_chosen(well: Reading, break_it: Any, ends_with: str) -> None:
+    """What is advised is about the same registration and resource, by the same sign-in."""
+    words = ["--acs-endpoint", "https://acs.communication.azure.com"]
+    well.arguments = parser().parse_args(["doctor", *CHOSEN.split(), *words])
+    break_it(well)
+    (found,) = findings_of(well)
+    assert found.fix.endswith(ends_with)
+
+
+def test_what_was_not_checked(well: Reading) -> None:
+    """What could not be looked at is not called in order."""
+    well.user = None
+    well.groups_are_readable = False
+    skipped = {title: needs for title, findings, needs in judged(well) if findings is None}
+    assert skipped == {
+        "groups with access can be used": "the right to read groups",
+        "the user is assigned to apps that want it": "a user of this tenant",
+        "the user has access to ACS": "a user of this tenant",
+    }
+
+
+def test_client_that_is_registered_here(well: Reading) -> None:
+    """A client app of the home tenant without a service principal is added by `setup`."""
+    del well.directory.principals[CLIENT]
+    (found,) = findings_of(well)
+    assert ("client-not-in-tenant", True) == (found.code, "setup --client-id" in found.fix)
+    well.directory.clients.clear()
+    (found,) = findings_of(well)
+    assert "the app's owner sends the link" in found.fix

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from infra.entra.directory import ACS_CLIENTS_APP, ACS_TEAMS_APP, GRAPH_APP, Directory
+from infra.entra.intended import exchanges_of, wanted_of
+from infra.entra.options import parser
 from infra.entra.permissions import NoPermissionError, permissions_of
 from infra.entra.registration import Wanted, guid
+from infra.entra.session import NotDoneError
 from infra.entra.setup import bring_about, settings
 
 if TYPE_CHECKING:
@@ -272,11 +275,64 @@ def test_keeps_what_is_there(directory: Directory) -> None:
     assert directory.application["identifierUris"] == ["api://mine"]
 
 
+class TestWithoutOptions:
+    """What is not named on the command line is taken from the registration."""
+
+    def test_permissions(self, directory: Directory) -> None:
+        """A later run asks for nothing else, and prints the same settings."""
+        wish = wanted(permissions=permissions_of(["entra", "teams"], ["VoIP", "VoIP.Join"]))
+        run(directory, wish)
+        arguments = parser().parse_args(["setup"])
+        assert ("entra", "teams") == exchanges_of(arguments, directory)
+        found = {
+            app: {*names} for app, names in wanted_of(arguments, directory).permissions.items()
+        }
+        assert {app: {*names} for app, names in wish.permissions.items()} == found
+
+    def test_nothing_is_registered(self, directory: Directory) -> None:
+        """At first it is the exchange for Entra ID users."""
+        assert ("entra",) == exchanges_of(parser().parse_args(["setup"]), directory)
+
+    @pytest.mark.parametrize("is_there", [True, False])
+    def test_which_teams(self, directory: Directory, *, is_there: bool) -> None:
+        """Where the registration does not tell, the command line has to."""
+        run(directory, wanted("teams", "teams-extension"))
+        if not is_there:
+            del directory.principals[ACS_TEAMS_APP]
+        with pytest.raises(NotDoneError, match="--exchange"):
+            exchanges_of(parser().parse_args(["setup"]), directory)
+        named = parser().parse_args(["setup", "--exchange", "teams"])
+        assert ("teams",) == exchanges_of(named, directory)
+
+
+def test_registered_by_hand(directory: Directory) -> None:
+    """A registration of another making gets the usual address, and keeps a wider audience."""
+    run(directory, wanted())
+    assert directory.application
+    directory.application |= {
+        "identifierUris": [],
+        "signInAudience": "AzureADandPersonalMicrosoftAccount",
+    }
+    (call,) = run(directory, wanted(broker_id="b")).calls
+    assert {"identifierUris": ["api://b"]} == call.body
+
+
 def test_settings(directory: Directory) -> None:
-    """The settings name the exchanges, other permissions than usual, and a single tenant."""
+    """The settings name the exchanges, other permissions than usual, and the own tenant."""
     wish = wanted(permissions=permissions_of(["entra"], ["VoIP", "VoIP.Join"]), multitenant=False)
     run(directory, wish)
     lines = settings(directory, wish, ("entra",)).splitlines()
     assert "ACS_EXCHANGES=entra" in lines
     assert "ACS_ENTRA_SCOPES=VoIP,VoIP.Join" in lines
     assert f"ENTRA_TENANT_IDS={TENANT}" in lines
+    assert lines[-1] == (
+        "param exchanges = { kinds: ['entra'], entraScopes: ['VoIP', 'VoIP.Join'] }"
+    )
+
+
+def test_settings_for_several_tenants(directory: Directory) -> None:
+    """A list of tenants has the own one, which it would otherwise lock out."""
+    run(directory, wanted())
+    text = settings(directory, wanted(), ("entra",))
+    assert f"\nENTRA_TENANT_IDS={TENANT}\n" in text
+    assert "add the others" in text

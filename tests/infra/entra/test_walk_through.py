@@ -79,12 +79,13 @@ class TestStory:
         before = world.said["doctor before"]
         assert 1 == before.returncode
         assert ["acs-not-in-tenant", "broker-not-registered"] == codes_of(before)
-        assert ".venv/bin/python -m infra.entra setup" == fix_of(before)
+        assert ": .venv/bin/python -m infra.entra setup " in before.stdout
 
     def test_dry_run(self, world: World) -> None:
         """A dry run shows the calls, which `setup` then makes in the same order."""
         shown = re.findall(r"^# (.*)$", world.said["dry run"].stdout, re.MULTILINE)
         assert "None of these calls was sent." == shown.pop()
+        assert "{id of {" not in world.said["dry run"].stdout
         both = world.said["setup"].stderr + world.said["setup with identity"].stderr
         made = re.findall(r"^(.*) \.\.\.$", both, re.MULTILINE)
         made = [f"{each[0].lower()}{each[1:]}" for each in made if not each.startswith("Reading")]
@@ -148,7 +149,10 @@ def test_page(world: World) -> None:
     for words, shown in blocks.items():
         finished = next(each for start, each in real.items() if start in words)
         printed = (finished.stderr + finished.stdout).replace(world.broker_id, shown_id[1])
+        printed = printed.replace(f" --authority-host {world.stack.entra.url}", "")
         printed = printed.replace(world.stack.entra.url, "https://login.microsoftonline.com")
+        acs = "https://acs-contoso.europe.communication.azure.com"
+        printed = printed.replace(world.stack.acs.url, acs)
         assert _without_object_id(shown) == _without_object_id(printed), words
 
 
@@ -250,6 +254,27 @@ class TestWhatGoesWrong:
         follow(world, fix_of(found))
 
 
+def test_another_registration(world: World) -> None:
+    """A second broker, for Teams users, stays the one that later commands are about."""
+    words = ("--unique-name", "teams-broker", "--sign-in-tenant", CONTOSO.tenant_id)
+    first = world.done(GRACE, "setup", "--exchange", "teams", "--multitenant", *words)
+    assert "ACS_EXCHANGES=teams\n" in first.stdout
+    lines = re.findall(r"^     \.venv/bin/python -m infra\.entra (.*)$", first.stdout, re.MULTILINE)
+    name, sign_in = " ".join(words[:2]), " ".join(words[2:])
+    access = f"{sign_in} --authority-host {world.stack.entra.url}"
+    assert [
+        f"setup --identity <IDENTITY_PRINCIPAL_ID> {name} --exchange teams {access}",
+        f"setup --consent {name} --exchange teams {access}",
+        f"consent-url --tenant <tenant id> {name} {access}",
+    ] == lines
+
+    again = world.done(GRACE, "setup", "--unique-name", "teams-broker")
+    assert f"{CONTOSO.tenant_id}: none.\n" in again.stdout
+    assert "ACS_EXCHANGES=teams\n" in again.stdout
+    links = world.done(GRACE, "consent-url", "--tenant", FABRIKAM.tenant_id, *words[:2]).stdout
+    assert ACS_CLIENTS.client_id not in links
+
+
 class TestSignIns:
     """Who may do what, and how they sign in."""
 
@@ -304,6 +329,21 @@ class TestSignIns:
         finished = world.run(GRACE, "setup", "--sign-in", "environment", **variables)
         assert 0 == finished.returncode, finished.stderr
         assert f"{CONTOSO.tenant_id}: none." in finished.stdout
+
+    def test_tenant_of_a_service_principal(self, world: World) -> None:
+        """A tenant that the sign-in would ignore is refused."""
+        words = ("--sign-in", "environment", "--sign-in-tenant", FABRIKAM.tenant_id)
+        finished = world.run(GRACE, "doctor", *words)
+        assert 2 == finished.returncode
+        assert "takes no --sign-in-tenant" in finished.stderr
+
+    def test_variable_that_is_not_used(self, world: World) -> None:
+        """What a command does not use cannot stop it."""
+        words = ("setup", "--dry-run")
+        assert 0 == world.run(GRACE, *words, ACS_ENDPOINT="no address").returncode
+        finished = world.run(GRACE, "assignments", ACS_ENDPOINT="no address")
+        assert 2 == finished.returncode
+        assert "Not done: ACS_ENDPOINT" in finished.stderr
 
     def test_no_secret(self, world: World) -> None:
         """Without the variables, azure-identity's own advice is shown, once."""
