@@ -14,8 +14,9 @@ from infra.entra.advice import ROLES, what_to_do
 from infra.entra.doctor import doctor
 from infra.entra.options import parser
 from infra.entra.permissions import NoPermissionError
+from infra.entra.printable import printable
 from infra.entra.rest import RefusedError, UnreachableError
-from infra.entra.session import NotDoneError, Session
+from infra.entra.session import LINE_BREAK, NotDoneError, Session, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,18 +43,21 @@ def main(words: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # What cannot be written must not be written again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.stderr.write("Nobody reads the output: what was sent before is done.\n")
+        say("Nobody reads the output: what was sent before is done.")
     except (UnreachableError, NoPermissionError) as exc:
-        sys.stderr.write(f"Not done, or not all of it: {exc}\n")
+        say(f"Not done, or not all of it: {exc}")
     except RefusedError as exc:
-        sys.stderr.write(f"Not done, or not all of it: {exc}\n{what_to_do(exc)}\n")
+        say(f"Not done, or not all of it: {exc}")
+        say(what_to_do(exc))
     except (NotDoneError, OSError, ValueError) as exc:
-        sys.stderr.write(f"Not done: {exc}\n")
+        say(f"Not done: {exc}")
     except AzureError as exc:  # Of azure-identity.
         hint = ROLES["/access/"] if "AADSTS65002" in str(exc) else ""
-        sys.stderr.write(f"The sign-in failed: {str(exc).strip()}\n{hint}\n")
+        # The SDK lists in lines what it has tried.
+        said = printable(str(exc).strip(), keep=LINE_BREAK)
+        sys.stderr.write(f"The sign-in failed: {said}\n{hint}\n")
     except KeyboardInterrupt:
-        sys.stderr.write("Interrupted. Run it again to go on.\n")
+        say("Interrupted. Run it again to go on.")
         return INTERRUPTED
     else:
         return code

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from infra.entra.rest import Call
+from infra.entra.rest import Call, segment
+from shared.identifiers import GUID
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,14 +37,17 @@ class Assignment:
         """Return an assignment as ACS shows it.
 
         Raises:
-            ValueError: it is something else.
+            ValueError: it is something else; the message quotes none of it.
         """
         try:
+            kind = str(shown["principalType"]).lower()
+            if kind not in KINDS:
+                raise ValueError(f"its principalType is none of {', '.join(KINDS)}")
             return cls(
-                str(shown["principalType"]),
-                str(shown["objectId"]).lower(),
-                str(shown["tenantId"]).lower(),
-                frozenset(str(each).lower() for each in shown["clientIds"]),
+                kind,
+                _guid(shown["objectId"], "objectId"),
+                _guid(shown["tenantId"], "tenantId"),
+                frozenset(_guid(each, "clientIds") for each in shown["clientIds"]),
             )
         except KeyError as exc:
             raise ValueError(f"this is not an assignment, it has no {exc}") from exc
@@ -65,9 +69,31 @@ class Assignment:
         return f"{self.kind} {self.object_id}{whose} with {apps}"
 
 
+def _guid(value: object, name: str) -> str:
+    text = str(value).lower()
+    if not GUID.fullmatch(text):
+        raise ValueError(f"its {name} has something other than a GUID")
+    return text
+
+
+def read(entries: Iterable[Object]) -> list[Assignment]:
+    """Return the assignments in a list as ACS shows it.
+
+    Raises:
+        ValueError: an entry is something else; the message says which one.
+    """
+    found = []
+    for number, each in enumerate(entries, 1):
+        try:
+            found.append(Assignment.read(each))
+        except ValueError as exc:
+            raise ValueError(f"entry {number}: {exc}") from None
+    return found
+
+
 def listed(acs: Service) -> list[Assignment]:
     """Return all assignments of the resource."""
-    return [Assignment.read(each) for each in acs.list(PATH)]
+    return read(acs.list(PATH))
 
 
 def to_assign(present: Iterable[Assignment], wanted: Assignment) -> Call | None:
@@ -97,13 +123,13 @@ def to_unassign(
     left = before.client_ids - client_ids if client_ids else frozenset()
     if left:
         return _put(Assignment(before.kind, before.object_id, before.tenant_id, left))
-    return Call(f"remove {before}", "DELETE", f"{PATH}/{object_id}")
+    return Call(f"remove {before}", "DELETE", f"{PATH}/{segment(object_id)}")
 
 
 def _put(assignment: Assignment) -> Call:
     body = assignment.shown()
     del body["objectId"]
-    return Call(f"assign {assignment}", "PUT", f"{PATH}/{assignment.object_id}", body)
+    return Call(f"assign {assignment}", "PUT", f"{PATH}/{segment(assignment.object_id)}", body)
 
 
 def _same_object(present: Iterable[Assignment], wanted: Assignment) -> Assignment | None:

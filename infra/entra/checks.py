@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from infra.entra.consent import consent_url, resource_of
@@ -10,6 +11,7 @@ from infra.entra.findings import Finding
 from infra.entra.permissions import NoPermissionError, permission_id
 from infra.entra.registration import ADMIN_ROLE, CONSENT_PAGE, SCOPE, scope_of
 from infra.entra.steps import federated_credential, is_right
+from infra.entra.unexpected import described, foreign_credentials, foreign_redirects, secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +39,7 @@ def enabled(reading: Reading) -> Iterator[Finding]:
         if principal.get("accountEnabled") is False:
             name = NAMES.get(principal["appId"], str(principal.get("displayName", app_id)))
             says = f"{name} is disabled in this tenant (AADSTS7000112)"
-            fix = f"az ad sp update --id {app_id} --set accountEnabled=true"
+            fix = f"az ad sp update --id {quote(str(app_id))} --set accountEnabled=true"
             yield Finding("app-disabled", says, fix)
 
 
@@ -97,7 +99,8 @@ def audience(reading: Reading) -> Iterator[Finding]:
             fix = (
                 reading.command("setup", "--multitenant")
                 if ours
-                else f"az ad app update --id {app['appId']} --sign-in-audience AzureADMultipleOrgs"
+                else f"az ad app update --id {quote(app['appId'])}"
+                " --sign-in-audience AzureADMultipleOrgs"
             )
             yield Finding("single-tenant", says, fix)
 
@@ -110,7 +113,7 @@ def identities(reading: Reading) -> Iterator[Finding]:
         right = federated_credential(reading.tenant_id, "", reading.wanted.authority)
         if not any(_is_usual(each, right) for each in reading.directory.credentials):
             says = "no managed identity of this tenant can act as the broker"
-            fix = reading.command("setup", "--identity <IDENTITY_PRINCIPAL_ID>")
+            fix = reading.command("setup", "--identity", "<IDENTITY_PRINCIPAL_ID>")
             yield Finding("federated-credential-missing", says, fix)
 
 
@@ -119,7 +122,7 @@ def _identity(reading: Reading, principal_id: str) -> Iterator[Finding]:
     right = federated_credential(reading.tenant_id, principal_id, reading.wanted.authority)
     if any(is_right(each, right) for each in present):
         return
-    fix = reading.command("setup", f"--identity {principal_id}")
+    fix = reading.command("setup", "--identity", principal_id)
     near = next((each for each in present if _is_near(each, right)), None)
     if near is None:
         says = f"the managed identity {principal_id} cannot act as the broker (AADSTS700213)"
@@ -145,6 +148,45 @@ def _is_near(credential: Object, right: Object) -> bool:
     )
 
 
+def intruders(reading: Reading) -> Iterator[Finding]:
+    """Nobody else can act as the broker, or is sent what Entra answers to it."""
+    application = reading.directory.application or {}
+    broker = quote(str(application.get("appId")))
+    fix = (
+        "if another environment of yours acts as the same broker, give its --identity, too;"
+        f" otherwise: az ad app federated-credential delete --id {broker}"
+        " --federated-credential-id"
+    )
+    for each in foreign_credentials(reading.directory, reading.wanted):
+        if not _is_reported(each, reading):
+            says = f"{described(each)} can act as the broker"
+            yield Finding("unexpected-credential", says, f"{fix} {quote(str(each.get('id')))}")
+    for what in secrets(application):
+        says = f"the broker's registration has {what}: who knows it can act as the broker"
+        fix = (
+            "right if the broker has ENTRA_CLIENT_SECRET or ENTRA_CLIENT_CERTIFICATE; otherwise"
+            " delete it under App registrations, Certificates & secrets"
+        )
+        yield Finding("unexpected-credential", says, fix, is_sure=False)
+    for uri in foreign_redirects(application):
+        says = f"the broker has the redirect URI {uri}, but signs nobody in"
+        fix = "delete it under App registrations, Authentication, unless you know what it is for"
+        yield Finding("unexpected-redirect", says, fix)
+
+
+def _is_reported(credential: Object, reading: Reading) -> bool:
+    """Return whether a credential is called wrong already, which `setup --identity` corrects."""
+    present, wanted = reading.directory.credentials, reading.wanted
+    rights = [
+        federated_credential(reading.tenant_id, each, wanted.authority)
+        for each in wanted.identities
+    ]
+    return any(
+        _is_near(credential, right) and not any(is_right(each, right) for each in present)
+        for right in rights
+    )
+
+
 def clients(reading: Reading) -> Iterator[Finding]:
     """The client apps may call the broker without another consent, and are in the tenant."""
     application = reading.directory.application
@@ -156,7 +198,7 @@ def clients(reading: Reading) -> Iterator[Finding]:
             says = (
                 f"the client app {client_id} is not pre-authorized: each user has to consent to it"
             )
-            fix = reading.command("setup", f"--client-id {client_id}")
+            fix = reading.command("setup", "--client-id", client_id)
             yield Finding("client-not-pre-authorized", says, fix)
         if client_id not in reading.directory.principals:
             says = f"the client app {client_id} is not in this tenant (AADSTS700016)"
@@ -165,10 +207,10 @@ def clients(reading: Reading) -> Iterator[Finding]:
 
 def _add_client(reading: Reading, client_id: str) -> str:
     if client_id in reading.directory.clients:
-        return reading.command("setup", f"--client-id {client_id}")
+        return reading.command("setup", "--client-id", client_id)
     if reading.at_home:
         return "the app's owner sends the link on which an administrator of this tenant consents"
-    line = reading.command("consent-url", f"--tenant {reading.tenant_id}")
+    line = reading.command("consent-url", "--tenant", reading.tenant_id)
     return f"the broker's owner sends the links that this prints: {line}"
 
 

@@ -10,6 +10,8 @@ from shared.endpoints import PUBLIC_CLOUD
 if TYPE_CHECKING:
     from argparse import Namespace
 
+# What the reader has to put in.
+BLANKS = {"<IDENTITY_PRINCIPAL_ID>", "<object id>", "<tenant id>"}
 COMMAND = ".venv/bin/python -m infra.entra"
 REGISTRATION = {"broker": "", "unique_name": "acs-token-broker"}
 EXCHANGES = {"exchange": "", "permission": ""}
@@ -17,7 +19,7 @@ SIGN_IN = {"sign_in": "cli", "sign_in_tenant": ""}
 RESOURCE = {"acs_endpoint": ""}
 # The options that each command has to share with the one before, and their defaults.
 SHARED = {
-    "setup": REGISTRATION | EXCHANGES | SIGN_IN,
+    "setup": REGISTRATION | EXCHANGES | {"identity": ""} | SIGN_IN,
     "consent-url": REGISTRATION | SIGN_IN,
     "assign": REGISTRATION | SIGN_IN | RESOURCE,
     "unassign": SIGN_IN | RESOURCE,
@@ -34,12 +36,14 @@ def command_line(arguments: Namespace, name: str, *words: str, here: bool = True
     Args:
         arguments: of this command.
         name: of the other command.
-        words: its own arguments.
+        words: its own arguments, each as the shell is to give it.
         here: whether the same person runs it, who signs in as before.
     """
     shared = SHARED[name] if here else {}
-    if "--client-id" in words:  # Then `assign` looks no registration up.
+    if name == "assign" and "--client-id" in words:  # Then it looks no registration up.
         shared = {key: value for key, value in shared.items() if key not in REGISTRATION}
+    if "--identity" in words:
+        shared = {key: value for key, value in shared.items() if key != "identity"}
     options: list[str] = []
     for key, default in (shared | CLOUD).items():
         value = getattr(arguments, key, None) or default
@@ -47,5 +51,6 @@ def command_line(arguments: Namespace, name: str, *words: str, here: bool = True
             continue  # The client id decides.
         if value != default:
             for each in value if isinstance(value, list) else [value]:
-                options += [f"--{key.replace('_', '-')}", shlex.quote(each)]
-    return " ".join([COMMAND, name, *words, *options])
+                options += [f"--{key.replace('_', '-')}", each]
+    rest = [each if each in BLANKS else shlex.quote(each) for each in (*words, *options)]
+    return " ".join([COMMAND, name, *rest])

@@ -11,13 +11,17 @@ from infra.entra.command_line import command_line
 from infra.entra.consent import consent_urls
 from infra.entra.directory import ACS_CLIENTS_APP, ACS_TEAMS_APP, NAMES
 from infra.entra.intended import exchanges_of, wanted_of
+from infra.entra.printable import printable
+from infra.entra.registration import CONSENT_PAGE
 from infra.entra.session import NotDoneError, say, show
 from infra.entra.setup import Preview, bring_about, next_steps, settings
+from infra.entra.unexpected import report, unexpected
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
     from infra.entra.directory import Directory, Graph
+    from infra.entra.registration import Wanted
     from infra.entra.rest import Call, Service
     from infra.entra.session import Session
 
@@ -31,6 +35,7 @@ def setup(arguments: Namespace, session: Session) -> int:
     if arguments.broker and directory.application is None:
         raise NotDoneError(f"{arguments.broker} is not registered in {directory.tenant_id}")
     wanted, exchanges = wanted_of(arguments, directory), exchanges_of(arguments, directory)
+    _look_at(directory, wanted, graph)
     if arguments.dry_run:
         count = bring_about(directory, wanted, Preview(wanted, show), say=lambda _: None)
         show("# None of these calls was sent." if count else "# Nothing to change.")
@@ -41,6 +46,30 @@ def setup(arguments: Namespace, session: Session) -> int:
     steps = next_steps(directory, wanted, exchanges, arguments)
     show("\nNext:\n" + "".join(f"\n  {number}. {text}" for number, text in enumerate(steps, 1)))
     return DONE
+
+
+def _look_at(directory: Directory, wanted: Wanted, graph: Graph) -> None:
+    """Show what is not expected in a registration that was found by its name.
+
+    Raises:
+        NotDoneError: it would be given consent, or let other tenants' users in.
+    """
+    application = directory.application
+    items = unexpected(directory, wanted)
+    if wanted.broker_id or application is None or not items:
+        return
+    spreads = wanted.consent or wanted.multitenant
+    if not spreads and not any(each.is_grave for each in items):
+        return
+    for line in report(application, items, graph.owners(application)):
+        say(line)
+    if spreads and any(each.is_grave for each in items):
+        raise NotDoneError(
+            "somebody else may have made this registration, so it gets neither consent nor other"
+            " tenants' users. Look at it; name the managed identities that are yours with"
+            " --identity, or say that all of it is yours with"
+            f" --broker {application['appId']}"
+        )
 
 
 def _home(
@@ -69,6 +98,9 @@ def consent_url(arguments: Namespace, session: Session) -> int:
     if application.get("signInAudience") == "AzureADMyOrg":
         line = command_line(arguments, "setup", "--multitenant")
         raise NotDoneError(f"the broker serves its own tenant only; run: {line}")
+    if CONSENT_PAGE not in ((application.get("web") or {}).get("redirectUris") or []):
+        line = command_line(arguments, "setup")
+        raise NotDoneError(f"the broker has no redirect URI {CONSENT_PAGE}; run: {line}")
     known = (application.get("api") or {}).get("knownClientApplications") or []
     for client_id in known:
         if client_id not in directory.clients and (client := graph.registration(client_id)):
@@ -81,7 +113,7 @@ def consent_url(arguments: Namespace, session: Session) -> int:
         " accepts. It has worked if the address\nthat the browser then shows has"
         " admin_consent=True; otherwise it has an error.\n"
     )
-    show("\n\n".join(f"{name}\n{link}" for name, link in links))
+    show("\n\n".join(f"{printable(name)}\n{link}" for name, link in links))
     requested = [each["resourceAppId"] for each in application.get("requiredResourceAccess") or []]
     show(
         "\nIf Entra answers AADSTS650052 (no service principal), the administrator first runs this"

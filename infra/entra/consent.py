@@ -46,7 +46,8 @@ def consent_urls(directory: Directory, *, authority: str, tenant: str) -> Iterat
                 tenant=tenant,
                 client_id=app["appId"],
                 resource=asked,
-                redirect_uri=redirect_uri_of(app),
+                # Others may have registered an address of their own for the broker.
+                redirect_uri=CONSENT_PAGE if app is application else redirect_uri_of(app),
             ),
         )
 

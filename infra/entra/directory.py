@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+
+from infra.entra.rest import RefusedError, segment
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -76,11 +77,11 @@ class Graph:
 
     def principal(self, client_id: str) -> Object | None:
         """Return an app's service principal."""
-        return self.service.find(f"/v1.0/servicePrincipals(appId='{client_id}')")
+        return self.service.find(f"/v1.0/servicePrincipals(appId='{segment(client_id)}')")
 
     def registration(self, client_id: str) -> Object | None:
         """Return an app's registration, which only its home tenant has."""
-        return self.service.find(f"/v1.0/applications(appId='{client_id}')")
+        return self.service.find(f"/v1.0/applications(appId='{segment(client_id)}')")
 
     def read(
         self, tenant_id: str, *, unique_name: str, client_id: str | None, others: Iterable[str]
@@ -97,7 +98,7 @@ class Graph:
         found.application = (
             self.registration(client_id)
             if client_id
-            else self.service.find(f"/v1.0/applications(uniqueName='{quote(unique_name)}')")
+            else self.service.find(f"/v1.0/applications(uniqueName='{segment(unique_name)}')")
         )
         broker_id = client_id or found.broker_id
         for app_id in [*others, *([broker_id] if broker_id else [])]:
@@ -106,30 +107,41 @@ class Graph:
             if app_id not in NAMES and app_id != broker_id and (app := self.registration(app_id)):
                 found.clients[app_id] = app
         if found.application:
-            of_broker = f"/v1.0/applications/{found.application['id']}"
+            of_broker = f"/v1.0/applications/{segment(found.application['id'])}"
             found.credentials = [*self.service.list(f"{of_broker}/federatedIdentityCredentials")]
         if broker_id and (principal := found.principals.get(broker_id)):
             found.grants = self.grants(principal["id"])
         return found
 
+    def owners(self, application: Object) -> list[str]:
+        """Return who owns a registration, nobody if that cannot be read."""
+        path = f"/v1.0/applications/{segment(application['id'])}/owners"
+        try:
+            return [
+                f"{each.get('userPrincipalName') or each.get('displayName')} ({each['id']})"
+                for each in self.service.list(path)
+            ]
+        except RefusedError:
+            return []
+
     def grants(self, principal_id: str) -> list[Object]:
         """Return which delegated permissions an app has in the tenant."""
-        path = f"/v1.0/servicePrincipals/{principal_id}/oauth2PermissionGrants"
+        path = f"/v1.0/servicePrincipals/{segment(principal_id)}/oauth2PermissionGrants"
         return [*self.service.list(path)]
 
     def user(self, name: str) -> Object | None:
         """Return a user by object id or user principal name."""
-        return self.service.find(f"/v1.0/users/{quote(name, safe='')}?$select={USER}")
+        return self.service.find(f"/v1.0/users/{segment(name)}?$select={USER}")
 
     def group_name(self, group_id: str) -> str | None:
         """Return the name of a group, None if there is no such group."""
-        group = self.service.find(f"/v1.0/groups/{group_id}?$select=id,displayName")
+        group = self.service.find(f"/v1.0/groups/{segment(group_id)}?$select=id,displayName")
         return str(group["displayName"]) if group else None
 
     def groups(self, user_id: str, *, nested: bool) -> dict[str, str]:
         """Return the names of the groups that a user is a member of, by object id."""
         relation = "transitiveMemberOf" if nested else "memberOf"
-        path = f"/v1.0/users/{user_id}/{relation}?$select=id,displayName"
+        path = f"/v1.0/users/{segment(user_id)}/{relation}?$select=id,displayName"
         objects = self.service.list(path)
         return {
             each["id"]: each.get("displayName") or each["id"]
@@ -139,5 +151,5 @@ class Graph:
 
     def assigned(self, principal_id: str) -> set[str]:
         """Return the ids of the users and groups that are assigned to an app."""
-        path = f"/v1.0/servicePrincipals/{principal_id}/appRoleAssignedTo"
+        path = f"/v1.0/servicePrincipals/{segment(principal_id)}/appRoleAssignedTo"
         return {str(each["principalId"]) for each in self.service.list(path)}

@@ -10,7 +10,6 @@ from azure.core.exceptions import AzureError
 
 from infra.entra import assignments, checks, people
 from infra.entra.advice import ROLES, what_to_do
-from infra.entra.assignments import Assignment
 from infra.entra.directory import ACS_CLIENTS_APP
 from infra.entra.findings import Finding, shown
 from infra.entra.reading import read
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Callable, Iterator
 
+    from infra.entra.assignments import Assignment
     from infra.entra.reading import Reading
     from infra.entra.session import Session
 
@@ -45,7 +45,7 @@ def doctor(arguments: Namespace, session: Session) -> int:
     for title, findings, needs in (*judged(reading), ("", refusals, "")):
         if findings or title:
             show(shown(title, findings, needs))
-        failures += len(findings or ())
+        failures += sum(each.is_sure for each in findings or ())
     show(f"\n{failures or 'No'} {'problem' if failures == 1 else 'problems'} found.")
     return FOUND if failures else WELL
 
@@ -71,8 +71,9 @@ def _assignments(
         says = f"the ACS resource does not list its assignments: {exc.status} {exc.code}"
         refusals.append(Finding("assignments-unreadable", says, what_to_do(exc)))
     except AzureError as exc:
-        says = f"there is no sign-in to the ACS resource: {exc}"
-        refusals.append(Finding("assignments-unreadable", says.strip(), ROLES["/access/"]))
+        said = " ".join(str(exc).split())
+        says = f"there is no sign-in to the ACS resource: {said}"
+        refusals.append(Finding("assignments-unreadable", says, ROLES["/access/"]))
     return None
 
 
@@ -85,7 +86,7 @@ def from_file(path: Path) -> list[Assignment]:
     """
     try:
         listed = json.loads(path.read_text("utf-8"))
-        return [Assignment.read(each) for each in listed]
+        return assignments.read(listed)
     except (ValueError, TypeError, AttributeError) as exc:
         raise NotDoneError(f"{path} is not what `assignments --json` prints: {exc}") from exc
 
@@ -119,6 +120,7 @@ def _checks(reading: Reading) -> list[tuple[str, Check, bool, str]]:
         ("no app is disabled in the tenant", checks.enabled, True, ""),
         ("the broker is registered", checks.registration, at_home or not known, home),
         (identity, checks.identities, at_home, home),
+        ("nothing else acts as the broker", checks.intruders, at_home, home),
         ("client apps may call the broker", checks.clients, clients, "--client-id"),
         ("the tenant has consented", checks.consent, known, "the broker"),
         ("whoever has access can sign in", checks.audience, at_home and access, elsewhere),

@@ -32,6 +32,9 @@ identities. It enables the scope and the roles if somebody has disabled them, as
 of version 2, and locks the copies of the registration in other tenants. Then it prints the broker's
 settings, and what is left to do.
 
+A registration that it finds by name may be somebody else's. If others can act as it, --consent and
+--multitenant are refused unless --broker names it.
+
 It takes Application Developer in Entra, and Cloud Application Administrator to change somebody
 else's registration, to add Microsoft's service principals, or to consent (--consent)."""
 CONSENT_URL = """\

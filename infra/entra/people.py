@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from infra.entra.directory import ACS_CLIENTS_APP, NAMES
@@ -29,7 +30,9 @@ def account(reading: Reading) -> Iterator[Finding]:
     elif reading.user.get("accountEnabled") is False:
         says = f"the account {_name(reading)} is disabled (AADSTS50057)"
         yield Finding(
-            "user-disabled", says, f"az ad user update --id {_id(reading)} --account-enabled true"
+            "user-disabled",
+            says,
+            f"az ad user update --id {quote(_id(reading))} --account-enabled true",
         )
 
 
@@ -111,7 +114,9 @@ def _no_access(reading: Reading) -> Finding:
 def _not_a_member(code: str, how: str, names: dict[str, str], reading: Reading) -> Finding:
     group_id, name = next(iter(names.items()))
     says = f"{_name(reading)} {how} {' or '.join(names.values())} {SEEN}"
-    fix = f"az ad group member add --group {group_id} --member-id {_id(reading)}  # {name}"
+    ids = f"--group {quote(group_id)} --member-id {quote(_id(reading))}"
+    # Not every shell takes what follows for a comment.
+    fix = f"az ad group member add {ids}  # {quote(name)}"
     return Finding(code, says, fix)
 
 

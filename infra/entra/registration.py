@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra.entra.directory import NAMES
 from infra.entra.permissions import permission_id
-from infra.entra.rest import Call
+from infra.entra.rest import Call, segment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -113,7 +113,7 @@ def register(directory: Directory, wanted: Wanted) -> Iterator[Call]:
         )
     elif changes:
         does = f"complete the broker's registration: {', '.join(changes)}"
-        path = f"/v1.0/applications/{before['id']}"
+        path = f"/v1.0/applications/{segment(before['id'])}"
         yield Call(does, "PATCH", path, changes, adds="application")
 
 
@@ -130,9 +130,10 @@ def completed(before: Object, directory: Directory, wanted: Wanted) -> Object:
     after["requiredResourceAccess"] = _requests(after, directory, wanted)
     after["optionalClaims"] = _claims(after.get("optionalClaims") or {})
     web = after.get("web") or {}
-    if not web.get("redirectUris"):
+    uris = web.get("redirectUris") or []
+    if CONSENT_PAGE not in uris:
         # The consent page for administrators needs an address to return to.
-        after["web"] = web | {"redirectUris": [CONSENT_PAGE]}
+        after["web"] = web | {"redirectUris": [*uris, CONSENT_PAGE]}
     if not (after.get("servicePrincipalLockConfiguration") or {}).get("isEnabled"):
         after["servicePrincipalLockConfiguration"] = LOCK
     return after
@@ -164,7 +165,7 @@ def pre_authorize(directory: Directory, wanted: Wanted) -> Iterator[Call]:
     after = before | {"preAuthorizedApplications": authorized, "knownClientApplications": known}
     if after != before and wanted.client_ids:
         does = f"pre-authorize {', '.join(wanted.client_ids)} to call the broker"
-        path = f"/v1.0/applications/{application['id']}"
+        path = f"/v1.0/applications/{segment(application['id'])}"
         yield Call(does, "PATCH", path, {"api": after}, adds="application", waits=True)
 
 

@@ -10,11 +10,14 @@ import time
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from azure.core import PipelineClient
 from azure.core.exceptions import ServiceRequestError, ServiceResponseError
 from azure.core.pipeline.policies import UserAgentPolicy
 from azure.core.rest import HttpRequest
+
+from infra.entra.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,7 +56,7 @@ class RefusedError(Exception):
     def __init__(
         self, call: Call, status: int, code: str, message: str, retry_after: float | None = None
     ) -> None:
-        super().__init__(f"{call.method} {call.path}: {status} {code}: {message}")
+        super().__init__(printable(f"{call.method} {call.path}: {status} {code}: {message}"))
         self.call = call
         self.status = status
         self.code = code
@@ -82,6 +85,14 @@ class Call:
     waits: bool = False
 
 
+def segment(identifier: object) -> str:
+    """Return an id as a part of a path, which it cannot leave.
+
+    Braces and spaces stay, for a dry run: there they are around an id that is not known yet.
+    """
+    return quote(str(identifier), safe="{} ")
+
+
 class Service:
     """A service, opened by a policy that authorises each request.
 
@@ -100,7 +111,7 @@ class Service:
         *,
         query: str = "",
         sleep: Callable[[float], None] = time.sleep,
-        say: Callable[[str], None] = lambda text: print(text, file=sys.stderr),  # noqa: T201
+        say: Callable[[str], None] = lambda text: print(printable(text), file=sys.stderr),  # noqa: T201
     ) -> None:
         self.url = url
         self._query = query

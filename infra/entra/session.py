@@ -10,6 +10,7 @@ from azure.core.pipeline.policies import BearerTokenCredentialPolicy
 
 from infra.entra.assignments import API_VERSION
 from infra.entra.directory import Graph
+from infra.entra.printable import printable
 from infra.entra.rest import Service
 from infra.entra.sign_in import ACS_SCOPE, access_key, credential, graph_of
 from shared.endpoints import acs_endpoint
@@ -19,20 +20,25 @@ if TYPE_CHECKING:
 
     from azure.core.credentials import TokenCredential
 
+LINE_BREAK = "\n"
+
 
 class NotDoneError(Exception):
     """It cannot be done; the message says what to do."""
 
 
 def say(text: str) -> None:
-    """Tell the person who is waiting how far we are."""
-    sys.stderr.write(f"{text}\n")
+    """Tell the person who is waiting how far we are, in one line."""
+    sys.stderr.write(f"{printable(text)}\n")
     sys.stderr.flush()
 
 
 def show(text: str) -> None:
-    """Write a result."""
-    sys.stdout.write(f"{text}\n")
+    """Write a result; what others have written must be `printable` where it enters the text.
+
+    Only so are its line breaks told from those of the layout, which stay.
+    """
+    sys.stdout.write(f"{printable(text, keep=LINE_BREAK)}\n")
 
 
 def _endpoint() -> str | None:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Protocol
 from infra.entra.command_line import command_line
 from infra.entra.directory import ACS_CLIENTS_APP, NAMES
 from infra.entra.permissions import EXCHANGES
+from infra.entra.printable import printable
 from infra.entra.registration import OWN_TENANT, SCOPE
-from infra.entra.rest import Call
+from infra.entra.rest import segment
+from infra.entra.session import NotDoneError
 from infra.entra.steps import STEPS
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
     from infra.entra.directory import Directory, Object
     from infra.entra.registration import Wanted
+    from infra.entra.rest import Call
 
 
 class Sender(Protocol):
@@ -38,7 +41,7 @@ class Preview:
         """Show a call, and return what the answer would be, as far as later calls need it."""
         headers = "".join(f"\n{name}: {value}" for name, value in call.headers)
         body = json.dumps(call.body, indent=2)
-        self._show(f"# {call.does}\n{call.method} {call.path}{headers}\n{body}\n")
+        self._show(f"# {printable(call.does)}\n{call.method} {call.path}{headers}\n{body}\n")
         if call.adds == "principal":
             return self._principal((call.body or {})["appId"])
         if call.adds == "application" and call.headers:
@@ -65,7 +68,7 @@ def bring_about(
     The directory is kept up to date, so that each step sees what the ones before have made.
 
     Raises:
-        RefusedError, UnreachableError, NoPermissionError: not all of it could be done.
+        RefusedError, UnreachableError, NoPermissionError, NotDoneError: not all could be done.
     """
     count = 0
     for step in STEPS:
@@ -73,8 +76,10 @@ def bring_about(
             say(f"{call.does[0].upper()}{call.does[1:]} ...")
             answer = sender.send(call)
             if call.adds == "application" and "appId" not in made_of(directory, answer):
-                # It was there already, but had not arrived where it was looked for.
-                answer = sender.send(Call("read", "GET", call.path, waits=True))
+                raise NotDoneError(
+                    "the registration was there already, but did not show where it was looked for:"
+                    " run it again, to see what is in it"
+                )
             record(directory, call, answer)
             count += 1
     return count
@@ -99,7 +104,7 @@ def record(directory: Directory, call: Call, answer: Object) -> None:
         {"credential": directory.credentials, "grant": directory.grants}[kind].append(made)
     else:
         objects = {"credential": directory.credentials, "grant": directory.grants}[kind]
-        changed = next(each for each in objects if call.path.endswith(f"/{each['id']}"))
+        changed = next(each for each in objects if call.path.endswith(f"/{segment(each['id'])}"))
         changed |= made
 
 
@@ -116,7 +121,7 @@ def settings(directory: Directory, wanted: Wanted, exchanges: tuple[str, ...]) -
     if entra and entra != EXCHANGES["entra"][1]:
         lines["ACS_ENTRA_SCOPES"] = ",".join(entra)
     lines["ENTRA_TENANT_IDS"] = directory.tenant_id
-    text = "\n".join(f"{name}={value}" for name, value in lines.items())
+    text = "\n".join(f"{name}={printable(value)}" for name, value in lines.items())
     if application.get("signInAudience", OWN_TENANT) != OWN_TENANT:
         text += (
             "\n\nENTRA_TENANT_IDS names all tenants that are served: add the others, with commas."
@@ -133,7 +138,7 @@ def _exchange_options(exchanges: tuple[str, ...], lines: dict[str, str]) -> str:
 
 
 def _bicep(texts: Iterable[str]) -> str:
-    return ", ".join(f"'{each}'" for each in texts)
+    return printable(", ".join(f"'{each}'" for each in texts))
 
 
 def next_steps(
@@ -142,19 +147,20 @@ def next_steps(
     """Return what is left for a person to do."""
     steps = []
     if not directory.credentials:
-        line = command_line(arguments, "setup", "--identity <IDENTITY_PRINCIPAL_ID>")
+        line = command_line(arguments, "setup", "--identity", "<IDENTITY_PRINCIPAL_ID>")
         steps.append(
             "Deploy infra/main.bicep with these settings; then let the managed identity act as the"
             f" broker:\n     {line}"
         )
     if missing := unconsented(directory, wanted):
         line = command_line(arguments, "setup", "--consent")
-        steps.append(f"Consent for this tenant ({', '.join(missing)}):\n     {line}")
+        steps.append(f"Consent for this tenant ({printable(', '.join(missing))}):\n     {line}")
     if (directory.application or {}).get("signInAudience", OWN_TENANT) != OWN_TENANT:
-        line = command_line(arguments, "consent-url", "--tenant <tenant id>")
+        line = command_line(arguments, "consent-url", "--tenant", "<tenant id>")
         steps.append(f"Send the administrator of each other tenant what this prints:\n     {line}")
     if "entra" in exchanges:
-        line = command_line(arguments, "assign", "group <object id> --tenant <tenant id>")
+        words = ("group", "<object id>", "--tenant", "<tenant id>")
+        line = command_line(arguments, "assign", *words)
         steps.append(f"Give people access to the ACS resource:\n     {line}")
     return steps
 

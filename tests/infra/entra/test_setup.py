@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from infra.entra.consent import consent_urls
 from infra.entra.directory import ACS_CLIENTS_APP, ACS_TEAMS_APP, GRAPH_APP, Directory
 from infra.entra.intended import exchanges_of, wanted_of
 from infra.entra.options import parser
@@ -228,22 +229,28 @@ def test_repairs(directory: Directory, break_it: Any, does: str) -> None:
 
 
 def test_registration_that_was_not_found(directory: Directory) -> None:
-    """A registration that Graph did not show, but has, is read once it answers without one."""
-    run(directory, wanted())
-    existing = directory.application
+    """A registration that Graph did not show, but has, gets nothing before it was looked at."""
 
     class Behind(Tenant):
         def send(self, call: Call) -> dict[str, Any]:
-            if "uniqueName" in call.path:
-                self.calls.append(call)
-                return {} if call.method == "PATCH" else dict(existing or {})
-            return super().send(call)
+            answer = super().send(call)
+            return {} if "uniqueName" in call.path else answer
 
-    directory.application = None
     tenant = Behind()
-    bring_about(directory, wanted(), tenant, say=lambda _: None)
-    assert ["PATCH", "GET"] == [call.method for call in tenant.calls]
-    assert directory.application == existing
+    with pytest.raises(NotDoneError, match="run it again"):
+        bring_about(directory, wanted(), tenant, say=lambda _: None)
+    assert "register" in tenant.does[-1]
+
+
+def test_other_redirect(directory: Directory) -> None:
+    """The consent page has its address beside whatever another one there is."""
+    run(directory, wanted())
+    assert directory.application
+    directory.application["web"]["redirectUris"] = ["https://other.example/"]
+    run(directory, wanted())
+    assert "https://entra.microsoft.com/" in directory.application["web"]["redirectUris"]
+    links = consent_urls(directory, authority=AUTHORITY, tenant=TENANT)
+    assert "other.example" not in next(links)[1]
 
 
 def test_scope_comes_first(directory: Directory) -> None:

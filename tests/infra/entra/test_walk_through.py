@@ -275,6 +275,54 @@ def test_another_registration(world: World) -> None:
     assert ACS_CLIENTS.client_id not in links
 
 
+def test_planted_registration(world: World) -> None:
+    """What somebody else has registered under the name gets no consent until it was looked at."""
+    body = {"displayName": "ACS token broker", "uniqueName": "planted"}
+    planted = world.graph(GRACE, "POST", "applications", body)
+    path = f"applications/{planted['id']}"
+    credential = {
+        "name": "mine",
+        "issuer": "https://token.actions.githubusercontent.com",
+        "subject": "repo:eve/eve:ref:refs/heads/main",
+        "audiences": ["api://AzureADTokenExchange"],
+    }
+    world.graph(GRACE, "POST", f"{path}/federatedIdentityCredentials", credential)
+    before = world.graph(GRACE, "GET", path)
+
+    words = ("setup", "--unique-name", "planted")
+    for option in ("--consent", "--multitenant"):
+        refused = world.run(GRACE, *words, option)
+        assert 2 == refused.returncode
+        assert f"registration {planted['appId']} was here already" in refused.stderr
+        assert "the federated credential mine of the subject repo:eve/eve" in refused.stderr
+        assert f"with --broker {planted['appId']}" in refused.stderr
+        assert before == world.graph(GRACE, "GET", path)
+
+    warned = world.done(GRACE, *words)
+    assert warned.stderr.index("credential mine") < warned.stderr.index("Complete the broker's")
+    assert ["unexpected-credential"] == [
+        each
+        for each in codes_of(world.run(GRACE, "doctor", *words[1:]))
+        if each.startswith("unexpected")
+    ]
+    named = world.done(GRACE, *words, "--broker", planted["appId"], "--consent")
+    assert "Warning" not in named.stderr
+
+    changes = {
+        "displayName": "ACS\ntoken broker",
+        "signInAudience": "AzureADMultipleOrgs",
+        "web": {"redirectUris": ["https://eve.example/"]},
+    }
+    world.graph(GRACE, "PATCH", path, changes)
+    links = ("consent-url", "--tenant", FABRIKAM.tenant_id, *words[1:])
+    assert "run: .venv/bin/python -m infra.entra setup" in world.run(GRACE, *links).stderr
+    world.done(GRACE, *words)
+    shown = world.done(GRACE, *links).stdout
+    assert "eve.example" not in shown
+    assert "\nACS\\ntoken broker\n" in shown
+    world.graph(GRACE, "DELETE", path)
+
+
 class TestSignIns:
     """Who may do what, and how they sign in."""
 
