@@ -106,7 +106,8 @@ async def _serve(folder: Path, port: int) -> AsyncIterator[str]:
         async with asyncio.timeout(START_SECONDS):
             line = (await process.stdout.readline()).decode().strip()
         if not line.startswith("ready "):
-            raise StackError(f"port {port} cannot be opened; the page's own message is above")
+            reason = "another sample may be running; the page's own message is above"
+            raise StackError(f"port {port} cannot be opened: {reason}")
         yield line.removeprefix("ready ")
     finally:
         with suppress(ProcessLookupError):

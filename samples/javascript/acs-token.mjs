@@ -7,7 +7,8 @@ import { pathToFileURL } from "node:url";
 import { AzureCommunicationTokenCredential } from "@azure/communication-common";
 import { InteractionRequiredAuthError, PublicClientApplication } from "@azure/msal-node";
 
-const TRY_AGAIN = [429, 502, 503, 504]; // A 502 only from the host: the broker's own would stay the same.
+// No answer may pass, too, and a 502 only from the host: the broker's own would stay the same.
+const TRY_AGAIN = [undefined, 429, 502, 503, 504];
 const PATIENCE_MS = 45_000;
 const STILL_GOOD_MS = 60_000;
 
@@ -15,7 +16,8 @@ const STILL_GOOD_MS = 60_000;
 export class BrokerError extends Error {
   constructor(status, problem, retryAfter) {
     const { code, detail = "The service cannot be reached.", traceId, claims } = problem;
-    super(`${detail} (${status} ${code}, trace id ${traceId})`);
+    const answer = [status, code].filter(Boolean).join(" ") || "no answer";
+    super(`${detail} (${answer}${traceId ? `, trace id ${traceId}` : ""})`);
     this.code = code;
     this.claims = claims;
     this.mayPass = TRY_AGAIN.includes(status) && !(status === 502 && code);
@@ -28,7 +30,7 @@ async function ask(url, entraToken, abortSignal) {
   const headers = { Authorization: `Bearer ${entraToken}` };
   const answer = await fetch(url, { headers, signal: AbortSignal.any(signals) }).catch((error) => {
     if (abortSignal?.aborted) throw error;
-    throw new BrokerError(503, {}); // No answer at all.
+    throw new BrokerError(undefined, {});
   });
   // The host's own errors are not JSON.
   const isJson = answer.headers.get("Content-Type")?.includes("json");
@@ -81,6 +83,9 @@ export function signIn(auth, scopes) {
 }
 
 async function main({ BROKER_URL, BROKER_CLIENT_ID, CLIENT_ID, AUTHORITY }) {
+  if (!BROKER_URL || !BROKER_CLIENT_ID || !CLIENT_ID) {
+    throw new Error("Set BROKER_URL, BROKER_CLIENT_ID and CLIENT_ID.");
+  }
   const auth = { clientId: CLIENT_ID, authority: AUTHORITY ?? "https://login.microsoftonline.com/organizations" };
   if (AUTHORITY) auth.knownAuthorities = [new URL(AUTHORITY).host]; // Of the local stack, for example.
   const tokenRefresher = brokerTokens(BROKER_URL, signIn(auth, [`api://${BROKER_CLIENT_ID}/access_as_user`]));

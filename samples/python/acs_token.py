@@ -21,7 +21,8 @@ from azure.identity import InteractiveBrowserCredential
 if TYPE_CHECKING:
     from azure.core.credentials import TokenCredential
 
-TRY_AGAIN = {429, 502, 503, 504}  # A 502 only from the host: the broker's own would stay the same.
+# No answer may pass, too, and a 502 only from the host: the broker's own would stay the same.
+TRY_AGAIN = {None, 429, 502, 503, 504}
 PATIENCE_SECONDS = 45
 STILL_GOOD_SECONDS = 60
 
@@ -29,9 +30,13 @@ STILL_GOOD_SECONDS = 60
 class BrokerError(Exception):
     """The broker's refusal; the message is for people."""
 
-    def __init__(self, status: int, problem: dict[str, Any], retry_after: float | None) -> None:
+    def __init__(
+        self, status: int | None, problem: dict[str, Any], retry_after: float | None
+    ) -> None:
         code, detail = problem.get("code"), problem.get("detail", "The service cannot be reached.")
-        super().__init__(f"{detail} ({status} {code}, trace id {problem.get('traceId')})")
+        answer = " ".join(str(part) for part in (status, code) if part) or "no answer"
+        trace = f", trace id {problem['traceId']}" if "traceId" in problem else ""
+        super().__init__(f"{detail} ({answer}{trace})")
         self.code = code
         self.claims: str | None = problem.get("claims")
         self.may_pass = status in TRY_AGAIN and not (status == 502 and code)  # noqa: PLR2004
@@ -76,7 +81,7 @@ class Broker:
         try:
             answer = requests.get(self._url, headers=headers, timeout=10)
         except (requests.ConnectionError, requests.Timeout) as exc:
-            raise BrokerError(503, {}, None) from exc
+            raise BrokerError(None, {}, None) from exc
         is_json = "json" in answer.headers.get("Content-Type", "")  # The host's own errors are not.
         body: dict[str, Any] = answer.json() if is_json else {}
         if not answer.ok:
@@ -88,6 +93,9 @@ class Broker:
 
 def main() -> int:
     """Show until when the token is good."""
+    if not all(os.environ.get(name) for name in ("BROKER_URL", "BROKER_CLIENT_ID", "CLIENT_ID")):
+        print("Set BROKER_URL, BROKER_CLIENT_ID and CLIENT_ID.", file=sys.stderr)
+        return 1
     authority = os.environ.get("AZURE_AUTHORITY_HOST")  # Of the local stack, for example.
     sign_in = InteractiveBrowserCredential(
         client_id=os.environ["CLIENT_ID"],

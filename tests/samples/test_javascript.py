@@ -128,6 +128,18 @@ class TestProgram:
             assert (0, b"") == (process.returncode, errors)
             assert output.startswith(b"An ACS token, good until ")
 
+    async def test_without_settings(self, running: Running) -> None:
+        """It names the settings that it needs, and asks nobody to sign in."""
+        program = await asyncio.create_subprocess_exec(
+            *(find_node()[0], SAMPLE / "acs-token.mjs"),
+            env={**running.variables, "CLIENT_ID": ""},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        output, errors = await asyncio.wait_for(program.communicate(), 30)
+        assert (1, b"") == (program.returncode, output)
+        assert errors == b"No token: Set BROKER_URL, BROKER_CLIENT_ID and CLIENT_ID.\n"
+
 
 class TestMsal:
     """@azure/msal-node as it comes from npm."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -35,13 +36,13 @@ class SignedIn:
         return AccessToken(f"Entra's {claims}", 0)
 
 
-async def run_sample(running: Running) -> tuple[int | None, str, str]:
+async def run_sample(running: Running, **settings: str) -> tuple[int | None, str, str]:
     """Run the sample, sign Ada in, and return the exit code and what was printed."""
     browser = f"{sys.executable} {SIGN_IN} {ADA.object_id} %s &"  # &: it need not end.
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         ROOT / "samples/python/acs_token.py",
-        env={**running.variables, "BROWSER": browser},
+        env={**running.variables, "BROWSER": browser, **settings},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -83,6 +84,11 @@ class TestProgram:
         assert errors.startswith("No token: Azure Communication Services")
         assert " (502 upstream_auth, trace id " in errors
 
+    async def test_without_settings(self, running: Running) -> None:
+        """It names the settings that it needs, and asks nobody to sign in."""
+        answer = await run_sample(running, BROKER_CLIENT_ID="")
+        assert answer == (1, "", "Set BROKER_URL, BROKER_CLIENT_ID and CLIENT_ID.\n")
+
 
 class TestRefresher:
     """The token refresher, against the broker."""
@@ -99,6 +105,9 @@ class TestRefresher:
         assert token.expires_on > time.time() + 600
         assert running.stack.acs.token_is_valid(token.token)
 
+    @pytest.mark.skipif(
+        "FAKETIME" in os.environ, reason="libfaketime does not move threading.Timer's clock"
+    )
     @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
     async def test_failure(self, host: str, answers: Answers) -> None:
         """A refresh in the background that fails ends the timer; the next call asks again."""
@@ -141,6 +150,19 @@ class TestRefresher:
 
         assert running.stack.acs.token_is_valid(token.token)
         assert 1 < seconds < 3
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (BrokerError(None, {}, None), "The service cannot be reached. (no answer)"),
+        (BrokerError(503, {}, None), "The service cannot be reached. (503)"),
+    ],
+)
+def test_message(error: BrokerError, message: str) -> None:
+    """It says nothing of what the answer does not have."""
+    assert message == str(error)
+    assert error.may_pass
 
 
 class TestAnswers:

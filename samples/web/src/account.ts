@@ -21,14 +21,18 @@ export function openAccount(options: AccountOptions): void {
 
   const end = async (button: HTMLButtonElement, method: "POST" | "DELETE", path: string, done: string) => {
     if (button.getAttribute("aria-disabled") === "true") return;
-    const place = find("#account-problem");
+    const place = find("#account-outcome");
+    if (place.contains(document.activeElement)) button.focus(); // Its "Try again" goes away.
     place.replaceChildren();
     for (const each of [revokeButton, eraseButton]) each.setAttribute("aria-disabled", "true");
     try {
       const { signal } = new AbortController();
       const { status } = await options.broker.call({ method, path, signal, watcher: watcher() });
       options.ended();
-      announce(done + (status === 202 ? LATER : ""));
+      const outcome = document.createElement("p");
+      outcome.textContent = done + (status === 202 ? LATER : "");
+      place.replaceChildren(outcome); // The status line is far above, out of sight on a phone.
+      announce(outcome.textContent);
     } catch (error) {
       const problem = error instanceof ProblemError ? error.problem : { code: "unforeseen" };
       const again = (): void => void end(button, method, path, done);
@@ -42,7 +46,8 @@ export function openAccount(options: AccountOptions): void {
   };
 
   revokeButton.addEventListener("click", () => {
-    const done = "You are signed out everywhere. Old tokens may work for up to 15 minutes more.";
+    const done =
+      "The tokens of your mapped identity are revoked, and may work for up to 15 minutes more. This page stays signed in.";
     void end(revokeButton, "POST", "/api/token/revoke", done);
   });
   eraseButton.addEventListener("click", () => {

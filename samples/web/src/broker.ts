@@ -39,6 +39,7 @@ export class Broker {
   // be repeated: getting a token, signing out everywhere, erasing. Throws a ProblemError.
   async call(request: BrokerRequest): Promise<Answer> {
     let token = await this.entraToken();
+    const began = performance.now();
     let attempt = 1;
     let challenges = 0;
     for (;;) {
@@ -51,11 +52,8 @@ export class Broker {
         token = await this.entraToken(answer.claims);
         continue;
       }
-      const seconds = secondsUntilNextAttempt(
-        { status: answer.status, retryAfter: answer.retryAfter },
-        attempt,
-        Math.random(),
-      );
+      const elapsed = (performance.now() - began) / 1000;
+      const seconds = secondsUntilNextAttempt(answer, attempt, elapsed, Math.random());
       if (seconds === undefined) throw new ProblemError(answer);
       await this.pause(request, answer, seconds, attempt);
       attempt++;
@@ -95,7 +93,7 @@ export class Broker {
       // The browser does not say why: no network, a certificate, or an origin that is not allowed.
       const problem = { code: "broker_unreachable" };
       tell(undefined, problem);
-      throw new ProblemError(problem);
+      return problem;
     }
   }
 }

@@ -6,7 +6,7 @@ import type { Broker, Watcher } from "./broker.ts";
 import { openCredential } from "./credential.ts";
 import { find, fromTemplate, setText } from "./dom.ts";
 import { problemPanel, type Remedy } from "./problem-panel.ts";
-import { adviceFor, ProblemError, type Problem } from "./problems.ts";
+import { adviceFor, endsToken, ProblemError, type Problem } from "./problems.ts";
 import { announce, record } from "./status.ts";
 import type { Way } from "./ways.ts";
 
@@ -93,9 +93,15 @@ export class Card {
   private stop(): void {
     this.pending?.abort();
     this.pending = undefined;
-    this.show(this.token === undefined ? "empty" : "valid");
+    this.show(this.rest);
     announce(`${this.way.title}: stopped.`);
     this.button.focus(); // The button that had the focus is gone.
+  }
+
+  // The state while nothing is asked for and nothing was refused.
+  private get rest(): State {
+    if (this.token === undefined) return "empty";
+    return this.token.expiresOn > Date.now() ? "valid" : "expired";
   }
 
   private watcher(): Watcher {
@@ -109,18 +115,24 @@ export class Card {
     };
   }
 
-  private show(state: State): void {
+  private showState(state: State): void {
     this.element.dataset["state"] = state;
+    setText(".badge", BADGES[state], this.element);
+  }
+
+  private show(state: State): void {
+    this.showState(state);
     const working = state === "working";
     this.element.setAttribute("aria-busy", String(working));
-    setText(".badge", BADGES[state], this.element);
     find(".facts", this.element).hidden = this.token === undefined;
     this.button.textContent = this.token === undefined ? "Get a token" : "Refresh now";
     // Not `disabled`, which would take the focus away from whoever has just pressed it.
     this.button.setAttribute("aria-disabled", String(working));
     this.stopButton.hidden = !working;
     setText(".waiting", "", this.element);
-    find(".problem-place", this.element).replaceChildren();
+    const place = find(".problem-place", this.element);
+    if (place.contains(document.activeElement)) this.button.focus(); // Its "Try again" goes away.
+    place.replaceChildren();
   }
 
   private showToken(token: IssuedToken, life: AbortController): void {
@@ -128,10 +140,11 @@ export class Card {
     const again = this.token !== undefined;
     this.pending = undefined;
     this.token = { issuedOn: Date.now(), expiresOn: token.expiresOn };
-    this.show("valid");
+    this.show(this.rest);
     const expires = new Date(token.expiresOn);
     setText(".identity", token.identity, this.element);
-    setText(".kind", token.kind, this.element);
+    // The answer does not tell an Entra ID user from an identity that the broker keeps.
+    setText(".kind", this.way.id === "entra" ? this.way.title : token.kind, this.element);
     setText(".scopes", this.scope === "" ? this.way.scopes : this.scope.replaceAll(",", " and "), this.element);
     const time = find<HTMLTimeElement>(".expires", this.element);
     time.textContent = expires.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hour12: false });
@@ -143,11 +156,10 @@ export class Card {
   private showFailure(error: unknown, life: AbortController): void {
     if (life.signal.aborted) return;
     const problem = error instanceof ProblemError ? error.problem : { code: "unforeseen" };
-    const { action, calm, title } = adviceFor(problem);
-    // A token that could not be replaced just now is still good; after any other refusal, who knows.
-    if (action !== "repeat") this.forget();
+    const { calm, title } = adviceFor(problem);
+    if (endsToken(problem)) this.forget();
     this.pending = undefined;
-    this.show(this.token !== undefined ? "valid" : calm === true ? "off" : "refused");
+    this.show(this.token !== undefined ? this.rest : calm === true ? "off" : "refused");
     const panel = problemPanel(problem, (chosen) =>
       chosen === "repeat" ? void this.get() : this.remedy(chosen, this.way, problem),
     );
@@ -159,7 +171,7 @@ export class Card {
     if (this.token === undefined) return;
     const left = this.token.expiresOn - Date.now();
     if (left <= 0 && this.element.dataset["state"] === "valid") {
-      this.show("expired");
+      this.showState("expired"); // A panel that says why there is no newer token stays.
       announce(`${this.way.title}: the token has expired.`);
     }
     setText(".left", timeLeft(left), this.element);

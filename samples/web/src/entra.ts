@@ -48,6 +48,8 @@ export class Entra {
       await app.initialize();
       const back = await app.handleRedirectPromise();
       if (back !== null) app.setActiveAccount(back.account);
+      // Entra adds a state to the address to which it sends people after signing out.
+      if (location.search !== "") history.replaceState(null, "", page);
       return new Entra(app, config, back?.state);
     } catch (error) {
       throw translated(error, config);
@@ -104,8 +106,9 @@ function translated(error: unknown, config: Config, claims?: string): ProblemErr
   if (UNREACHABLE.has(code)) {
     // A local Entra is there, as a rule, but with a certificate that the browser does not trust.
     const metadata = `${config.authority}/v2.0/.well-known/openid-configuration`;
-    const link = isLoopback(config.authority) ? metadata : undefined;
-    return new ProblemError({ code: "entra_unreachable", link });
+    return isLoopback(config.authority)
+      ? new ProblemError({ code: "local_entra_unreachable", link: metadata })
+      : new ProblemError({ code: "entra_unreachable" });
   }
   // Its message may hold what Entra answered: the code is enough to find the cause.
   return new ProblemError({ code: "sign_in_failed", detail: `MSAL reports ${code}.` });

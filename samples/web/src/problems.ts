@@ -161,7 +161,7 @@ const ADVICE: Readonly<Record<string, Advice>> = {
   // What this page found itself.
   broker_unreachable: repeat(
     "The broker cannot be reached",
-    "Check your connection and brokerUrl in config.json. The broker also has to allow this page's origin (CORS).",
+    "Its host may be restarting, or limiting requests. If it stays so, check your connection and brokerUrl in config.json, and that the broker allows this page's origin (CORS).",
   ),
   unusable_answer: tell("The broker's answer cannot be used", "Check brokerUrl in config.json."),
   sign_in_needed: signInAgain("Entra wants you to sign in again", "You come back to this page afterwards."),
@@ -170,12 +170,23 @@ const ADVICE: Readonly<Record<string, Advice>> = {
     "Try again. If it keeps failing, give the code to an administrator.",
   ),
   entra_unreachable: repeat("Entra cannot be reached", "Check your connection, then try again."),
+  local_entra_unreachable: repeat(
+    "The local Entra cannot be reached",
+    "As a rule, this browser does not trust its certificate, which is new in each run. Accept it, then try again.",
+  ),
   no_configuration: tell(
     "This page is not configured",
     "Put a config.json beside it; README.md in samples/web says how.",
   ),
   unforeseen: tell("Something went wrong in this page", "Reload it. If it happens again, report it."),
 };
+
+// Returns whether a token from before is worthless, too, as after signing out everywhere. Where the
+// broker or its host has failed, or Entra wants the person again, it is as good as before.
+export function endsToken({ code, status, claims }: Problem): boolean {
+  if (status === undefined) return claims !== undefined; // Entra wants a person, for a challenge.
+  return [401, 403, 404].includes(status) && code !== `http_${status}`;
+}
 
 // Returns details that the advice does not have: the broker's own text says the same in other words.
 export function detailOf(problem: Problem): string | undefined {

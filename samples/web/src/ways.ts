@@ -22,7 +22,7 @@ export const WAYS: readonly Way[] = [
     id: "entra",
     path: "/api/token/entra",
     title: "Entra ID user",
-    whose: "You, under your Entra account, where the resource’s owner has let you in. A preview of Microsoft’s.",
+    whose: "You, under your Entra account, where the resource’s owner has let you in. A Microsoft preview.",
     scopes: "those that the operator has set",
   },
   {
@@ -30,7 +30,7 @@ export const WAYS: readonly Way[] = [
     path: "/api/token/teams",
     title: "Teams user",
     whose: "You, as in Teams: your calls and chats there, with your Teams licence.",
-    scopes: "calls and chats of Teams",
+    scopes: "Teams calls and chats",
   },
 ];
 

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
 import { test } from "node:test";
-import { adviceFor, detailOf, ProblemError, readProblem } from "../.compiled/problems.js";
+import { adviceFor, detailOf, endsToken, ProblemError, readProblem } from "../.compiled/problems.js";
 
 const PROBLEM = { "Content-Type": "application/problem+json; charset=utf-8" };
 const read = (status, headers, body) => readProblem(status, new Headers(headers), body, 0);
@@ -58,6 +58,24 @@ test("details are told once", () => {
 test("what is not enabled is no alarm", () => {
   assert.equal(adviceFor({ code: "not_enabled", status: 404 }).calm, true);
 });
+
+for (const [problem, ends] of [
+  [{ status: 401, code: "token_revoked" }, true],
+  [{ status: 403, code: "not_assigned" }, true],
+  [{ status: 404, code: "not_enabled" }, true],
+  [{ status: 403, code: "http_403" }, false],
+  [{ status: 500, code: "internal_error" }, false],
+  [{ status: 502, code: "upstream_auth" }, false],
+  [{ status: 503, code: "misconfigured" }, false],
+  [{ code: "broker_unreachable" }, false],
+  [{ code: "sign_in_needed" }, false],
+  [{ code: "sign_in_needed", claims: "{}" }, true],
+]) {
+  const what = [problem.status, problem.code, problem.claims].join(" ").trim();
+  test(`a token ${ends ? "is forgotten" : "stays"} after ${what}`, () => {
+    assert.equal(endsToken(problem), ends);
+  });
+}
 
 test("an error says nothing but the code", () => {
   const error = new ProblemError({ code: "token_revoked", claims: "{}", detail: "private" });

@@ -3,8 +3,8 @@ import { test } from "node:test";
 import { ATTEMPTS, retryAfterSeconds, secondsUntilNextAttempt, sleep } from "../.compiled/retry.js";
 
 const NOW = Date.parse("2026-11-25T12:00:00Z");
-const after = (status, retryAfter, attempt = 1, random = 0) =>
-  secondsUntilNextAttempt({ status, retryAfter }, attempt, random);
+const after = (status, retryAfter, { attempt = 1, elapsed = 0, random = 0, code = "busy" } = {}) =>
+  secondsUntilNextAttempt({ code, status, retryAfter }, attempt, elapsed, random);
 
 for (const [header, seconds] of [
   ["7", 7],
@@ -21,28 +21,40 @@ for (const [header, seconds] of [
 }
 
 test("no attempt is earlier than Retry-After, and the jitter spreads them", () => {
-  assert.equal(after(503, 20, 1, 0), 20);
-  assert.equal(after(503, 20, 1, 1), 25);
-  assert.equal(after(429, 0, 1, 0.5), 0.5);
+  assert.equal(after(503, 20), 20);
+  assert.equal(after(503, 20, { random: 1 }), 30);
+  assert.equal(after(429, 0, { random: 0.5 }), 1.25);
 });
 
 test("without Retry-After, each wait is twice as long", () => {
-  assert.deepEqual([1, 2, 3, 4].map((attempt) => after(429, undefined, attempt)), [1, 2, 4, 8]);
+  assert.deepEqual([1, 2, 3, 4].map((attempt) => after(429, undefined, { attempt })), [1, 2, 4, 8]);
 });
 
 test("the last attempt is not followed by another", () => {
-  assert.equal(after(503, 1, ATTEMPTS), undefined);
+  assert.equal(after(503, 1, { attempt: ATTEMPTS }), undefined);
 });
 
-test("nobody is kept waiting for minutes", () => {
+test("nobody is kept waiting for more than a minute in all", () => {
+  assert.equal(after(503, 60), 60);
   assert.equal(after(503, 61), undefined);
+  assert.equal(after(503, 20, { elapsed: 40 }), 20);
+  assert.equal(after(503, 20, { elapsed: 40, random: 0.1 }), undefined);
 });
 
-for (const status of [400, 401, 403, 404, 500, 502, undefined]) {
-  test(`${status ?? "no answer"} is not repeated`, () => {
+for (const status of [400, 401, 403, 404, 500, 502]) {
+  test(`${status} is not repeated`, () => {
     assert.equal(after(status, 1), undefined);
   });
 }
+
+test("settings that are wrong do not correct themselves", () => {
+  assert.equal(after(503, 1, { code: "misconfigured" }), undefined);
+});
+
+test("a 502 of the host's and no answer are repeated", () => {
+  assert.equal(after(502, undefined, { code: "http_502" }), 1);
+  assert.equal(after(undefined, undefined, { code: "broker_unreachable" }), 1);
+});
 
 test("a wait ends at once when it is aborted", async () => {
   const controller = new AbortController();
