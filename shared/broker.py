@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import time
 from contextlib import suppress
@@ -343,5 +342,4 @@ def refuse_revoked(caller: Caller | Administrator, mapping: IdentityMapping) -> 
         return
     mark = math.ceil(mapping.revoked_before.timestamp())
     if caller.issued_at < mark:
-        claims = {"access_token": {"nbf": {"essential": True, "value": str(mark)}}}
-        raise RevokedTokenError("issued before the revocation", claims=json.dumps(claims))
+        raise RevokedTokenError("issued before the revocation", mark=mark)

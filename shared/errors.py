@@ -27,6 +27,7 @@ or Entra refuses *our* credentials, it is 502.
 from __future__ import annotations
 
 import base64
+import json
 from http import HTTPStatus
 
 # The names of RFC 9110, section 15. `HTTPStatus.phrase` has older ones before Python 3.13.
@@ -122,11 +123,20 @@ class InvalidTokenError(BrokerError):
 
 
 class RevokedTokenError(BrokerError):
-    """The access token was revoked: its person signed out everywhere after it was issued."""
+    """The access token was revoked: its person signed out everywhere after it was issued.
+
+    Args:
+        reason: goes into the log.
+        mark: when a new one may have been issued at the earliest, in Unix time.
+    """
 
     status = HTTPStatus.UNAUTHORIZED
     code = "token_revoked"
     description = "The access token has been revoked. Get a new one that satisfies the claims."
+
+    def __init__(self, reason: str, *, mark: int) -> None:
+        claims = {"access_token": {"nbf": {"essential": True, "value": str(mark)}}}
+        super().__init__(reason, claims=json.dumps(claims))
 
     def challenge(self) -> dict[str, str]:
         """Return Entra's claims challenge: without it MSAL offers the cached token again."""

@@ -64,13 +64,13 @@ def teams_kind(name: str, uri: str) -> ExchangeKind:
     )
 
 
-def exchange_names(text: str) -> frozenset[str]:
+def exchange_names(items: Collection[str]) -> frozenset[str]:
     """Return the exchanges that a setting turns on.
 
     Raises:
         ValueError: it names others, or both of those for Teams users.
     """
-    names = frozenset(item.strip() for item in text.split(",") if item.strip())
+    names = frozenset(items)
     if not names <= {"entra", *TEAMS_SCOPES}:
         raise ValueError("is not a list of entra, teams, teams-extension")
     if names.issuperset(TEAMS_SCOPES):
@@ -78,13 +78,13 @@ def exchange_names(text: str) -> frozenset[str]:
     return names
 
 
-def entra_scope_names(text: str) -> tuple[str, ...]:
+def entra_scope_names(items: Collection[str]) -> tuple[str, ...]:
     """Return the scopes that a setting names.
 
     Raises:
         ValueError: ACS does not have them, or `.default` is not alone.
     """
-    names = tuple(dict.fromkeys(item.strip() for item in text.split(",") if item.strip()))
+    names = tuple(dict.fromkeys(items))
     if names != (EVERYTHING,) and not (names and set(CLIENTS_SCOPES) >= set(names)):
         raise ValueError(f"is neither a list of {', '.join(CLIENTS_SCOPES)} nor .default alone")
     return names

@@ -24,20 +24,13 @@ from shared.endpoints import (
     table_connection_string,
     table_endpoint,
 )
-from shared.exchange_kinds import (
-    entra_kind,
-    entra_scope_names,
-    exchange_names,
-    teams_kind,
-)
+from shared.exchange_kinds import entra_kind, entra_scope_names, exchange_names, teams_kind
 from shared.identifiers import GUID
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from shared.exchange_kinds import (
-        ExchangeKind,
-    )
+    from shared.exchange_kinds import ExchangeKind
 
 ACS_SCOPES = frozenset({"chat", "voip", "chat.join", "chat.join.limited", "voip.join"})
 LIFETIME_MINUTES = range(60, 1440 + 1)  # What ACS takes.
@@ -340,8 +333,10 @@ def _acs(reader: _Reader) -> AcsSettings:
 
 
 def _exchanges(reader: _Reader, entra: EntraSettings) -> ExchangeSettings:
-    names = reader.read("ACS_EXCHANGES", exchange_names, "") or frozenset()
-    scopes = reader.read("ACS_ENTRA_SCOPES", entra_scope_names, "VoIP")
+    names = (
+        reader.read("ACS_EXCHANGES", lambda text: exchange_names(_items(text)), "") or frozenset()
+    )
+    scopes = reader.read("ACS_ENTRA_SCOPES", lambda text: entra_scope_names(_items(text)), "VoIP")
     certificate = reader.optional("ENTRA_CLIENT_CERTIFICATE", client_certificate)
     secret = reader.text("ENTRA_CLIENT_SECRET") or None
     if reader.text("ENTRA_CLIENT_CERTIFICATE") and secret:

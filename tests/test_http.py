@@ -88,7 +88,7 @@ def every_error() -> list[BrokerError]:
         return [each for sub in public for each in (sub, *classes(sub))]
 
     arguments: dict[type[BrokerError], dict[str, Any]] = {
-        errors.RevokedTokenError: {"claims": CLAIMS},
+        errors.RevokedTokenError: {"mark": 1_790_000_000},
         errors.InsufficientClaimsError: {"claims": CLAIMS},
         errors.InsufficientScopeError: {"scope": "access_as_user"},
         errors.MethodNotAllowedError: {"allowed": ("GET",)},

@@ -26,7 +26,7 @@ FLOORS = [
         *("shared.errors", "shared.exchange_kinds", "shared.identifiers"),
     ],
     [
-        *("shared.circuit", "shared.clock", "shared.retry_budget"),
+        *("shared.circuit", "shared.clock", "shared.retry_after", "shared.retry_budget"),
         *("shared.single_flight", "shared.strict_json"),
     ],
 ]

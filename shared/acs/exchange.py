@@ -24,7 +24,6 @@ from shared.acs.identity import (
     OPERATION_SECONDS,
     error_of,
     error_of_status,
-    seconds_of,
 )
 from shared.acs.tokens import check_contents, checked_token
 from shared.documents import read_object
@@ -37,6 +36,7 @@ from shared.errors import (
     UpstreamTimeoutError,
     UpstreamUnavailableError,
 )
+from shared.retry_after import seconds_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -195,7 +195,7 @@ async def _refusal(response: aiohttp.ClientResponse) -> Exception:
     a token that it does not take.
     """
     status = response.status
-    wait = seconds_of(response.headers.get("Retry-After", ""))
+    wait = seconds_of(response.headers)
     if status == HTTPStatus.BAD_REQUEST:
         return UserTokenRefusedError(UpstreamBadResponseError(f"ACS answered {status}"))
     if status not in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from http import HTTPStatus
@@ -39,11 +38,12 @@ from shared.errors import (
     UpstreamUnavailableError,
 )
 from shared.identifiers import ACS_ID
+from shared.retry_after import seconds_of
 from shared.retry_budget import RetryBudget
 from shared.single_flight import SingleFlight
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Iterable
     from datetime import datetime
 
     from azure.communication.identity.aio import CommunicationIdentityClient
@@ -228,7 +228,8 @@ def error_of(exc: Exception) -> BrokerError:
     if isinstance(exc, ClientAuthenticationError):  # Also raised if a credential gets no token.
         return UpstreamAuthError(name)
     if isinstance(exc, HttpResponseError) and exc.status_code is not None:
-        return error_of_status(exc.status_code, _retry_after(exc))
+        wait = seconds_of(getattr(exc.response, "headers", None) or {})
+        return error_of_status(exc.status_code, wait)
     return UpstreamBadResponseError(name)
 
 
@@ -247,13 +248,3 @@ def error_of_status(status: int, wait: float | None) -> BrokerError:
     elif status in range(500, 600):
         error = UpstreamUnavailableError(reason, retry_after=wait)
     return error
-
-
-def _retry_after(exc: HttpResponseError) -> float | None:
-    headers: Mapping[str, str] = getattr(exc.response, "headers", None) or {}
-    return seconds_of(headers.get("Retry-After", ""))
-
-
-def seconds_of(text: str) -> float | None:
-    """Return the seconds in Retry-After; for its other form, a date, our own default is used."""
-    return float(text) if re.fullmatch(r"[0-9]{1,9}", text) else None

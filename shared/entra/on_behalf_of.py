@@ -14,7 +14,6 @@ than a text, which quotes Entra's description, and that text it also logs.
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -31,6 +30,7 @@ from shared.errors import (
     UpstreamBadResponseError,
     UpstreamUnavailableError,
 )
+from shared.retry_after import seconds_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -133,9 +133,8 @@ def _check_answer(answer: PipelineResponse[Any, Any]) -> None:
     if status == HTTPStatus.OK and "error" not in document:
         _check_token(document)
         return
-    header = headers.get("Retry-After", "")
-    retry_after = float(header) if re.fullmatch(r"[0-9]{1,9}", header) else None
-    raise refusals.error_of(status, document, retry_after=retry_after, now=time.time())
+    wait = seconds_of(headers)
+    raise refusals.error_of(status, document, retry_after=wait, now=time.time())
 
 
 def _object(body: bytes, headers: Mapping[str, str]) -> dict[str, Any]:

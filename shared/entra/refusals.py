@@ -9,7 +9,6 @@ https://learn.microsoft.com/entra/identity-platform/reference-error-codes
 
 from __future__ import annotations
 
-import json
 import re
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -30,9 +29,7 @@ from shared.errors import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from shared.errors import (
-        BrokerError,
-    )
+    from shared.errors import BrokerError
 
 MAX_CLAIMS_BYTES = 2048  # In base64, they have to fit into a header of 8 KiB.
 # Nobody has consented, or the broker or ACS is not in the tenant, which consent changes.
@@ -93,8 +90,7 @@ def _refusal(
         refused = UpstreamAuthError(reason)
     elif numbers & REVOKED:
         # Without a challenge, MSAL would offer the same token until it expires.
-        fresh = {"access_token": {"nbf": {"essential": True, "value": str(int(now))}}}
-        refused = RevokedTokenError(reason, claims=json.dumps(fresh))
+        refused = RevokedTokenError(reason, mark=int(now))
     elif error == "invalid_grant":  # The grant is the caller's token.
         refused = InvalidTokenError(reason)
     return refused

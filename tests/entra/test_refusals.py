@@ -23,9 +23,7 @@ from shared.errors import (
 )
 
 if TYPE_CHECKING:
-    from shared.errors import (
-        BrokerError,
-    )
+    from shared.errors import BrokerError
 
 CLAIMS = '{"access_token":{"polids":{"essential":true,"values":["9ab03e19"]}}}'
 NOW = 1_790_000_000.5
