@@ -67,6 +67,18 @@ test-next-year: setup  ## Run all tests with the clock a year ahead, which needs
 simulate: setup  ## Drive the code through 100,000 random schedules in virtual time.
 	@$(BIN)/python -m tests.simulation --schedules 100000 $(ARGS)
 
+.PHONY: cases
+cases: setup  ## Try each known attack and failure, and print what became of it.
+	@$(BIN)/python -m tests.cases $(ARGS)
+
+.PHONY: pressure
+pressure: setup  ## Put the broker under pressure, and print each figure beside its bound.
+	@$(BIN)/python -m tests.pressure $(ARGS)
+
+.PHONY: fuzz
+fuzz: setup  ## Feed everything that reads input a million broken ones each.
+	@$(BIN)/python -m tests.fuzz $(ARGS)
+
 .PHONY: lint
 lint: setup  ## Check style and types.
 	@$(BIN)/ruff check
