@@ -33,6 +33,7 @@ from shared.mappings.attempts import PAGE_SECONDS
 from shared.mappings.backup import Backup
 from shared.mappings.endings import Endings
 from shared.mappings.identities import Identities
+from shared.mappings.kept_documents import KeptDocuments
 from shared.mappings.ledger import Ledger
 from shared.mappings.table import IdentityMappings
 from shared.prune import Pruner
@@ -103,6 +104,7 @@ def build_services(env: Mapping[str, str]) -> Services:
         session=session,
         authority=settings.entra.authority,
         keys_of=settings.entra.keys_of,
+        documents=KeptDocuments(entries, retries),
     )
     identities = Identities(acs=acs, mappings=mappings, ledger=ledger)
     endings = Endings(acs=acs, mappings=mappings, ledger=ledger, identities=identities)

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any, NewType, Protocol, TypeGuard
 import jwt
 
 from shared import audit, strict_json
-from shared.entra.signing_keys import KEY_ID
+from shared.entra.key_sets import KEY_ID
 from shared.errors import (
     AdminRequiredError,
     ClientNotAllowedError,
     InsufficientScopeError,
     InvalidTokenError,
+    KeysUnavailableError,
     TenantNotAllowedError,
 )
 from shared.identifiers import GUID, Person
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from shared.entra.signing_keys import SigningKey
+    from shared.entra.key_sets import SigningKey
     from shared.settings import EntraSettings
 
 MAX_TOKEN_CHARACTERS = 24 * 1024  # A token with 200 groups by name has about 22 KiB.
@@ -87,8 +88,11 @@ class Administrator:
 class Keys(Protocol):
     """Where signing keys come from: `signing_keys.SigningKeys`."""
 
-    async def get(self, key_id: str) -> SigningKey:
-        """Return the key with an id."""
+    async def get(self, key_id: str, payload: bytes) -> SigningKey:
+        """Return the key with an id, which may have signed a payload."""
+
+    def served(self, person: Person) -> None:
+        """Remember that a good token of a person was seen."""
 
 
 class AccessTokenValidator:
@@ -108,7 +112,9 @@ class AccessTokenValidator:
             KeysUnavailableError: Entra's keys cannot be read, so the token cannot be checked.
         """
         claims, key = await self._verified(access_token)
-        return caller_from_claims(claims, key=key, settings=self._settings, now=now)
+        caller = caller_from_claims(claims, key=key, settings=self._settings, now=now)
+        self._keys.served(caller.person)
+        return caller
 
     async def validate_administrator(self, access_token: str, *, now: datetime) -> Administrator:
         """Return the administrator that an access token was issued for.
@@ -119,11 +125,16 @@ class AccessTokenValidator:
                 ClientNotAllowedError, KeysUnavailableError: as `validate` does.
         """
         claims, key = await self._verified(access_token)
-        return administrator_from_claims(claims, key=key, settings=self._settings, now=now)
+        if key.is_kept:
+            # Whoever can write to the tables could have put it there.
+            raise KeysUnavailableError("kept keys do not open what administrators may do")
+        administrator = administrator_from_claims(claims, key=key, settings=self._settings, now=now)
+        self._keys.served(administrator.person)
+        return administrator
 
     async def _verified(self, access_token: str) -> tuple[VerifiedClaims, SigningKey]:
         key_id = key_id_of(access_token)
-        key = await self._keys.get(key_id)
+        key = await self._keys.get(key_id, _decode(access_token.split(".")[1]))
         claims = _verify(access_token, key)
         _note_person(claims)
         return claims, key

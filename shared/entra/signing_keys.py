@@ -1,9 +1,12 @@
-"""Fetches and caches Entra's signing keys, and refreshes them in the background.
+"""Holds Entra's signing keys, refreshes them in the background, and looks for new ones.
 
 A token with a known key never waits. There is one fetch at a time, for all who wait for it. If it
-fails, the last good set stays, for a day at most. Keys that Entra withdraws are gone with the next
-refresh.
+fails, the last good set stays, for a day at most, and the background tries again soon. Keys that
+Entra withdraws are gone with the next refresh.
 https://learn.microsoft.com/entra/identity-platform/signing-key-rollover
+
+Ages and budgets go by a clock that cannot be set. When a token was issued, and when Entra answered
+with a set, are both by Entra's clock. So it does not matter what time this machine thinks it is.
 """
 
 from __future__ import annotations
@@ -11,18 +14,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import re
 import time
-from collections import OrderedDict
-from dataclasses import dataclass
-from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
-
-import jwt
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from typing import TYPE_CHECKING
 
 from shared import audit
-from shared.documents import read_object
+from shared.entra import unverified
+from shared.entra.kept_keys import KeptKeys
+from shared.entra.key_fetches import Backoff, FetchBudget
+from shared.entra.key_sets import Publisher, StatusError, reason_of
+from shared.entra.published_keys import PublishedKeys
 from shared.errors import InvalidTokenError, KeysUnavailableError
 
 if TYPE_CHECKING:
@@ -30,33 +30,20 @@ if TYPE_CHECKING:
 
     import aiohttp
 
+    from shared.entra.kept_keys import Documents
+    from shared.entra.key_sets import KeySet, SigningKey
+    from shared.identifiers import Person
+
 # All times are in seconds.
 REFRESH_INTERVAL = 3600
-RETRY_FIRST, RETRY_LAST = 5, 300
 MAX_AGE = 24 * 3600
 STALE = 2 * 3600  # From this age on, audit lines show it: the hourly refresh keeps failing.
-FRESH = 300  # A key id missing from a set younger than this does not exist.
-FETCH_DEADLINE = 3
 WAIT_FOR_FETCH = 2
-BURST = 3  # So many fetches on demand at once, ...
-REFILL = 300  # ... and one more after this time.
-UNKNOWN_FOR = 60
-MAX_UNKNOWN = 1024
-MAX_DOCUMENT_BYTES = 256 * 1024
-MAX_KEYS = 100
-
-KEY_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
-_PRIVATE_MEMBERS = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
-_RSA_BITS = range(2048, 4096 + 1)
-_RSA_EXPONENT = 65537
-
-
-@dataclass(frozen=True, slots=True)
-class SigningKey:
-    """A public key, and the issuer that Entra says it signs for (may hold `{tenantid}`)."""
-
-    public_key: RSAPublicKey
-    issuer: str
+# Entra dates tokens back by five minutes, for the sake of slow clocks:
+# https://github.com/openid/AppAuth-iOS/issues/264
+BACKDATED = 300
+SPREAD = 60  # A key is published before it signs; all of Entra's hosts have it after this time.
+MAX_SERVED = 10_000  # About 3 MB.
 
 
 class SigningKeys:
@@ -66,219 +53,182 @@ class SigningKeys:
         session: used for Entra's host only.
         authority: an origin such as `https://login.microsoftonline.com`.
         keys_of: a tenant id, or `organizations`.
+        documents: where the last good set is kept for the next process; None: nowhere.
         refresh_interval: seconds between refreshes in the background.
-        clock: returns the current Unix time.
+        clock: returns the seconds on a clock that never goes back.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is a part that tests replace
         self,
         *,
         session: aiohttp.ClientSession,
         authority: str,
         keys_of: str,
+        documents: Documents | None = None,
         refresh_interval: float = REFRESH_INTERVAL,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._session = session
-        self._authority = authority
-        self._keys_of = keys_of
+        publisher = Publisher(authority, keys_of)
+        self._published = PublishedKeys(session=session, publisher=publisher)
+        self._kept = None if documents is None else KeptKeys(documents, publisher)
         self._refresh_interval = refresh_interval
         self._clock = clock
-        self._keys: dict[str, SigningKey] = {}
+        self._set: KeySet | None = None
         self._fetched_at = float("-inf")
-        self._last_fetch_failed = False
+        self._budget, self._backoff = FetchBudget(), Backoff()
+        self._has_fetched = False
         self._fetching: asyncio.Task[None] | None = None
-        self._refresher: asyncio.Task[None] | None = None
-        self._budget, self._budget_since = float(BURST), clock()
-        self._unknown: OrderedDict[str, float] = OrderedDict()
+        self._keeping: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._served: dict[Person, None] = {}  # The one who was served last is at the end.
 
-    async def get(self, key_id: str) -> SigningKey:
+    async def get(self, key_id: str, payload: bytes) -> SigningKey:
         """Return the key with an id.
+
+        Args:
+            key_id: the id.
+            payload: what the key has signed, perhaps. Only if the key is not known, it tells
+                whether asking Entra is worthwhile.
 
         Raises:
             InvalidTokenError: Entra has no such key.
-            KeysUnavailableError: Entra cannot be asked whether it has such a key.
+            KeysUnavailableError: Entra cannot be asked whether it has such a key, or may have it by
+                now.
         """
-        if self._keys and self._age() > STALE:
+        if self._set is not None and self._age() > STALE:
             # Shown with each request, because the refresher's own lines may not reach the log.
             audit.note(keys_age_hours=round(self._age() / 3600, 1))
-        if key_id not in self._keys or self._too_old():
+        key = self._known(key_id)
+        if key is None:
             with audit.timed("keys_ms"):
-                await self._look_for(key_id)
-        try:
-            return self._keys[key_id]
-        except KeyError:
-            raise InvalidTokenError("signed by a key that Entra does not have") from None
+                key = await self._look_for(key_id, payload)
+        if key.is_kept:
+            audit.note(keys_kept=True)
+        return key
+
+    def served(self, person: Person) -> None:
+        """Remember that a good token of a person was seen."""
+        self._served.pop(person, None)
+        self._served[person] = None
+        if len(self._served) > MAX_SERVED:
+            del self._served[next(iter(self._served))]
 
     async def load(self) -> None:
         """Make sure that there is a usable set of keys, or raise KeysUnavailableError."""
-        if self._too_old():
-            await self._refresh_on_demand()
+        if self._is_too_old():
+            await self._refresh_on_demand(reserved=False)
         self._require_keys()
 
     def close(self) -> None:
         """Stop refreshing in the background."""
-        for task in (self._refresher, self._fetching):
-            if task is not None:
-                task.cancel()
+        for each in (self._timer, self._fetching, self._keeping):
+            if each is not None:
+                each.cancel()
 
     def _age(self) -> float:
         return self._clock() - self._fetched_at
 
-    def _too_old(self) -> bool:
+    def _is_too_old(self) -> bool:
         return self._age() > MAX_AGE
 
     def _require_keys(self) -> None:
-        if self._too_old():
+        if self._is_too_old():
             raise KeysUnavailableError("no signing keys")
 
-    async def _look_for(self, key_id: str) -> None:
-        """Fetch the set for an id that is not in it; return only if the set can be relied on."""
-        if self._unknown.get(key_id, 0) < self._clock():
-            await self._refresh_on_demand()
-        self._require_keys()
-        if key_id in self._keys:
-            return
-        if self._last_fetch_failed or self._age() > FRESH:
-            raise KeysUnavailableError("an unknown signing key, and Entra cannot be asked")
-        self._unknown[key_id] = self._clock() + UNKNOWN_FOR
-        if len(self._unknown) > MAX_UNKNOWN:
-            self._unknown.popitem(last=False)
+    def _known(self, key_id: str) -> SigningKey | None:
+        return None if self._set is None or self._is_too_old() else self._set.keys.get(key_id)
 
-    async def _refresh_on_demand(self) -> None:
+    async def _look_for(self, key_id: str, payload: bytes) -> SigningKey:
+        """Return a key that is not in the set, by fetching the set again if that may help."""
+        issued_at = unverified.issued_at(payload)
+        if not self._disproves(issued_at):
+            await self._refresh_on_demand(reserved=unverified.person(payload) in self._served)
+        self._require_keys()
+        key = self._known(key_id)
+        if key is not None:
+            return key
+        if self._disproves(issued_at):
+            raise InvalidTokenError("signed by a key that Entra does not have")
+        if self._backoff.is_failing:
+            raise KeysUnavailableError("an unknown signing key, and Entra cannot be asked")
+        raise KeysUnavailableError("an unknown signing key, which may be new")
+
+    def _disproves(self, issued_at: int | None) -> bool:
+        """Return whether a key that is not in the set cannot have signed at a time.
+
+        Entra publishes a key before it signs with it. A token that says nothing about its time may
+        be good, as far as we can tell, and one that lies about it gains nothing by that.
+        """
+        published_on = None if self._set is None or self._is_too_old() else self._set.published_on
+        if issued_at is None or published_on is None:
+            return False
+        return issued_at + BACKDATED + SPREAD <= published_on
+
+    async def _refresh_on_demand(self, *, reserved: bool) -> None:
         """Join the running fetch, or start one if the budget allows, and wait for it briefly.
 
         Raises:
             KeysUnavailableError: the fetch has not finished in time.
         """
-        if self._fetching is None and not self._spend():
+        if self._fetching is None and not self._may_fetch(reserved=reserved):
             return
-        fetching = self._fetch_once()
-        if self._refresher is None:
-            self._refresher = asyncio.create_task(self._keep_fresh())  # Joins this fetch.
         # `wait`, unlike `wait_for`, does not cancel the fetch, which others may be waiting for.
-        done, _ = await asyncio.wait([fetching], timeout=WAIT_FOR_FETCH)
+        done, _ = await asyncio.wait([self._fetch_once()], timeout=WAIT_FOR_FETCH)
         if not done:
             raise KeysUnavailableError("Entra is slow to answer")
 
-    def _spend(self) -> bool:
-        """Take one fetch from the budget, if there is one left. Failed fetches count, too."""
+    def _may_fetch(self, *, reserved: bool) -> bool:
         now = self._clock()
-        self._budget = min(BURST, self._budget + (now - self._budget_since) / REFILL)
-        self._budget_since = now
-        if self._budget < 1:
-            return False
-        self._budget -= 1
-        return True
-
-    async def _keep_fresh(self) -> None:
-        """Refresh for as long as the process runs; these fetches are not in the budget."""
-        retry = float(RETRY_FIRST)
-        while True:
-            await asyncio.wait([self._fetch_once()])
-            if self._last_fetch_failed:
-                await asyncio.sleep(random.uniform(retry / 2, retry))  # noqa: S311 - jitter
-                retry = min(2 * retry, RETRY_LAST)
-            else:
-                retry = float(RETRY_FIRST)
-                jitter = random.uniform(0.9, 1.1)  # noqa: S311 - as above
-                await asyncio.sleep(self._refresh_interval * jitter)
+        if not self._has_fetched:
+            return True
+        return not self._backoff.forbids(now) and self._budget.spend(now, reserved=reserved)
 
     def _fetch_once(self) -> asyncio.Task[None]:
         if self._fetching is None:
+            self._has_fetched = True
             self._fetching = asyncio.create_task(self._fetch())
         return self._fetching
 
     async def _fetch(self) -> None:
         """Replace the set with the one that Entra has now; keep the old set if that fails."""
+        started = self._clock()
         try:
-            async with asyncio.timeout(FETCH_DEADLINE):
-                keys = await self._download()
+            fetched = await self._published.fetch()
         except Exception as exc:  # noqa: BLE001 - the old set stays, whatever went wrong
-            self._last_fetch_failed = True
-            hours = None if not self._keys else round(self._age() / 3600, 1)
-            fields = {"reason": _reason(exc), "age_hours": hours}
-            audit.record("signing_keys_not_refreshed", fields, level=logging.ERROR)
+            await self._cope(exc, started)
         else:
-            replaced = bool(self._keys) and self._keys.keys().isdisjoint(keys)
-            self._keys, self._fetched_at, self._last_fetch_failed = keys, self._clock(), False
-            audit.record("signing_keys_refreshed", {"keys": len(keys), "all_new": replaced})
+            self._take(fetched, started)
         finally:
             self._fetching = None
 
-    async def _download(self) -> dict[str, SigningKey]:
-        path = f"{self._keys_of}/v2.0/.well-known/openid-configuration"
-        metadata = await self._get(f"{self._authority}/{path}")
-        every_tenant = self._keys_of == "organizations"
-        issuer = f"{self._authority}/{'{tenantid}' if every_tenant else self._keys_of}/v2.0"
-        if metadata.get("issuer") != issuer:
-            raise ValueError("metadata of another issuer")
-        location = metadata.get("jwks_uri")
-        if not isinstance(location, str) or not location.startswith(f"{self._authority}/"):
-            raise ValueError("keys on another host")
-        return signing_keys_from(
-            await self._get(location),
-            cloud=metadata.get("cloud_instance_name"),
-            # In the set for all tenants, each key must name its issuer; in a tenant's own set, the
-            # tenant is the issuer.
-            default_issuer=None if every_tenant else issuer,
-        )
+    def _take(self, fetched: KeySet, started: float) -> None:
+        old = self._set.keys if self._set else {}
+        replaced = bool(old) and old.keys().isdisjoint(fetched.keys)
+        self._set, self._fetched_at = fetched, started
+        audit.record("signing_keys_refreshed", {"keys": len(fetched.keys), "all_new": replaced})
+        self._backoff.succeeded()
+        jitter = random.uniform(0.9, 1.1)  # noqa: S311 - so that instances do not ask together
+        self._fetch_at(self._clock() + self._refresh_interval * jitter)
+        is_idle = self._keeping is None or self._keeping.done()
+        if self._kept is not None and is_idle and self._kept.is_due(fetched, self._clock()):
+            self._keeping = asyncio.create_task(self._kept.keep(fetched, self._clock()))
 
-    async def _get(self, url: str) -> dict[str, Any]:
-        async with self._session.get(
-            url, allow_redirects=False, headers={"Accept-Encoding": "identity"}
-        ) as response:
-            if response.status != HTTPStatus.OK:
-                raise ValueError(f"status {response.status}")
-            return await read_object(response, max_bytes=MAX_DOCUMENT_BYTES)
+    async def _cope(self, exc: Exception, started: float) -> None:
+        """Have a failed fetch tried again, and look for a set that was kept if there is none."""
+        hours = None if self._set is None else round(self._age() / 3600, 1)
+        fields = {"reason": reason_of(exc), "age_hours": hours}
+        audit.record("signing_keys_not_refreshed", fields, level=logging.ERROR)
+        retry_after = exc.retry_after if isinstance(exc, StatusError) else None
+        now = self._clock()
+        self._fetch_at(self._backoff.failed(started=started, now=now, retry_after=retry_after))
+        if self._set is None and self._kept is not None:
+            found = await self._kept.find()
+            if found is not None:
+                self._set, self._fetched_at = found[0], self._clock() - found[1]
 
-
-def signing_keys_from(
-    document: dict[str, Any], *, cloud: object, default_issuer: str | None
-) -> dict[str, SigningKey]:
-    """Return the usable RS256 keys of a JWK set (RFC 7517), by key id.
-
-    Raises:
-        ValueError: it is not a JWK set, has a key id twice, a private key, or no usable key.
-    """
-    members = document.get("keys")
-    if not isinstance(members, list) or len(members) > MAX_KEYS:
-        raise ValueError("not a set of keys")
-    if not all(isinstance(jwk, dict) and _PRIVATE_MEMBERS.isdisjoint(jwk) for jwk in members):
-        raise ValueError("not a set of public keys")
-    key_ids = [jwk["kid"] for jwk in members if "kid" in jwk]
-    if any(key_ids.count(key_id) > 1 for key_id in key_ids):
-        raise ValueError("a key id twice")
-    keys = {}
-    for jwk in members:
-        try:
-            keys[jwk["kid"]] = _signing_key({"issuer": default_issuer, **jwk}, cloud)
-        except Exception as exc:  # noqa: BLE001 - a key that makes PyJWT stumble is not usable
-            audit.record("signing_key_rejected", {"reason": _reason(exc)}, level=logging.WARNING)
-    if not keys:
-        raise ValueError("no usable key")
-    return keys
-
-
-def _signing_key(jwk: dict[str, Any], cloud: object) -> SigningKey:
-    if not KEY_ID.fullmatch(jwk["kid"]):
-        raise ValueError("kid is not a key id")
-    if jwk.get("kty") != "RSA" or jwk.get("use", "sig") != "sig":
-        raise ValueError("not an RSA key for signatures")
-    if jwk.get("alg", "RS256") != "RS256" or "verify" not in jwk.get("key_ops", ["verify"]):
-        raise ValueError("not a key for RS256")
-    if jwk.get("cloud_instance_name", cloud) != cloud:
-        raise ValueError("a key of another cloud")
-    if not isinstance(jwk["issuer"], str):
-        raise ValueError("a key without an issuer")  # noqa: TRY004 - every reason is a ValueError
-    public_key = jwt.PyJWK(jwk, algorithm="RS256").key
-    if not isinstance(public_key, RSAPublicKey) or public_key.key_size not in _RSA_BITS:
-        raise ValueError("not an RSA key of 2048 to 4096 bits")
-    if public_key.public_numbers().e != _RSA_EXPONENT:
-        raise ValueError("an exponent other than 65537")
-    return SigningKey(public_key, jwk["issuer"])
-
-
-def _reason(exc: Exception) -> str:
-    """Return the message of our own error, or only the type of another, whose text is not safe."""
-    return str(exc) if type(exc) is ValueError else type(exc).__name__
+    def _fetch_at(self, due: float) -> None:
+        """Fetch in the background; such fetches are not in the budget."""
+        if self._timer is not None:
+            self._timer.cancel()
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(due - self._clock(), self._fetch_once)

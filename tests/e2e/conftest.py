@@ -215,6 +215,14 @@ def no_renewals_today(running: Running) -> None:
 
 
 @pytest.fixture
+def no_kept_keys(running: Running) -> None:
+    """Forget the signing keys that processes have kept for those that start later."""
+    with table_of(running, "IdentityMappingsOrphans") as table:
+        for entity in table.query_entities("PartitionKey eq 'kept'"):
+            table.delete_entity(entity["PartitionKey"], entity["RowKey"])
+
+
+@pytest.fixture
 def later(running: Running) -> Iterator[Callable[..., None]]:
     """Return a function that puts the tables' clock forward by a `timedelta` for the test."""
 

@@ -691,6 +691,7 @@ async def test_revoked(
 class TestSigningKeys:
     """Entra's keys: out of reach at the start, rolled, and flooded for."""
 
+    @pytest.mark.usefixtures("no_kept_keys")
     async def test_cold_start_without_entra(
         self,
         app_at: Callable[..., Client],
@@ -706,6 +707,7 @@ class TestSigningKeys:
         assert_problem(answer, 503, "keys_unavailable")
         assert 200 == (await app_at(host).get("/api/token", running.token_of_new_person())).status
 
+    @pytest.mark.usefixtures("no_kept_keys")
     async def test_refresh_in_the_background_is_logged(
         self,
         app_at: Callable[..., Client],
@@ -723,6 +725,7 @@ class TestSigningKeys:
         assert "token: ERROR {" in first  # A log record of the request.
         assert "signing_keys_refreshed" == json.loads(later)["event"]  # The line alone.
 
+    @pytest.mark.usefixtures("no_kept_keys")
     async def test_not_ready_without_keys(
         self,
         app_at: Callable[..., Client],
@@ -750,13 +753,22 @@ class TestSigningKeys:
         }  # Entra knows them, the broker does not.
         assert 1 == running.stack.entra.faults.count("jwks")
 
-    @pytest.mark.parametrize("entra_is", ["healthy", "down"])
+    @pytest.mark.parametrize(
+        ("entra_is", "hours", "expected"),
+        [
+            pytest.param("healthy", 1, (401, "invalid_token"), id="forged long ago"),
+            pytest.param("healthy", 0, (503, "keys_unavailable"), id="of a key that may be new"),
+            pytest.param("down", 0, (503, "keys_unavailable"), id="while Entra is down"),
+        ],
+    )
     async def test_flood_of_unknown_keys(
         self,
         app_at: Callable[..., Client],
         running: Running,
         another_host: Callable[..., FunctionsHost],
         entra_is: str,
+        hours: int,
+        expected: tuple[int, str],
     ) -> None:
         """Entra is asked three times at most, and those with known keys notice nothing."""
         host = app_at(another_host())
@@ -765,15 +777,43 @@ class TestSigningKeys:
         if entra_is == "down":
             running.stack.entra.faults.fail_next(status=503, times=999)
         entra = running.stack.entra
-        forged = [entra.issue_access_token(header={"kid": uuid.uuid4().hex}) for _ in range(200)]
+        times = {"iat": int(time.time()) - 3600 * hours}
+        forged = [
+            entra.issue_access_token(header={"kid": uuid.uuid4().hex}, claims=times)
+            for _ in range(200)
+        ]
 
         answers = await asyncio.gather(*(host.get("/api/token", token) for token in forged))
 
-        expected = (401, "invalid_token") if entra_is == "healthy" else (503, "keys_unavailable")
         assert {expected} == {(answer.status, answer.code) for answer in answers}
         asked = entra.faults.count("openid_configuration")
-        assert asked <= 3
+        assert asked <= (0 if expected[0] == 401 else 3)
         assert 200 == (await host.get("/api/token", running.token_of_new_person())).status
+
+    @pytest.mark.usefixtures("no_kept_keys")
+    async def test_cold_start_with_kept_keys(
+        self,
+        app_at: Callable[..., Client],
+        running: Running,
+        another_host: Callable[..., FunctionsHost],
+    ) -> None:
+        """A process that starts while Entra is down uses the keys that another one has kept.
+
+        They open nothing for administrators.
+        """
+        first = app_at(another_host())
+        assert 200 == (await first.get("/api/token", running.token_of_new_person())).status
+        running.stack.entra.faults.fail_next("openid_configuration", status=503, times=99)
+        host = another_host()
+
+        ready = await app_at(host).get("/api/health/ready")
+        answer = await app_at(host).get("/api/token", running.token_of_new_person())
+        refused = await app_at(host).get("/api/users", running.token_of_administrator())
+
+        assert (200, 200) == (ready.status, answer.status)
+        assert_problem(refused, 503, "keys_unavailable")
+        assert '"age_hours": 0.0' in await host.printed("kept_signing_keys_used")
+        assert '"event": "token_issued"' in await host.printed('"keys_kept": true')
 
 
 async def test_misconfigured(

@@ -39,13 +39,14 @@ from shared.entra.access_tokens import (
     administrator_from_claims,
     caller_from_claims,
 )
-from shared.entra.signing_keys import SigningKey, signing_keys_from
+from shared.entra.key_sets import SigningKey, signing_keys_from
 from shared.errors import (
     AdminRequiredError,
     BrokerError,
     ClientNotAllowedError,
     InsufficientScopeError,
     InvalidTokenError,
+    KeysUnavailableError,
     TenantNotAllowedError,
 )
 from shared.settings import CONSUMERS
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 
     from local.entra.tokens import TokenIssuer
     from shared.entra.access_tokens import Administrator, Caller
+    from shared.identifiers import Person
     from shared.settings import EntraSettings
 
     Validate = Callable[[str], Awaitable[Administrator]]
@@ -69,17 +71,25 @@ class PublishedKeys:
     def __init__(self, issuer: TokenIssuer) -> None:
         self._issuer = issuer
         self.asked: list[str] = []
+        self.payloads: list[bytes] = []
+        self.people: list[Person] = []
+        self.are_kept = False
 
-    async def get(self, key_id: str) -> SigningKey:
+    async def get(self, key_id: str, payload: bytes) -> SigningKey:
         """Return a key as the key store does."""
         self.asked.append(key_id)
+        self.payloads.append(payload)
         keys = signing_keys_from(
             self._issuer.key_set(None), cloud="microsoftonline.com", default_issuer=None
         )
         try:
-            return keys[key_id]
+            return replace(keys[key_id], is_kept=self.are_kept)
         except KeyError:
             raise InvalidTokenError("unknown") from None
+
+    def served(self, person: Person) -> None:
+        """Remember who was let in."""
+        self.people.append(person)
 
 
 @pytest.fixture
@@ -427,8 +437,11 @@ class TestRefusesSignatures:
         """Even a key that PyJWT chokes on makes the token bad, not the service."""
 
         class BrokenKeys:
-            async def get(self, _key_id: str) -> SigningKey:
+            async def get(self, _key_id: str, _payload: bytes) -> SigningKey:
                 return SigningKey(public_key=None, issuer="x")  # type: ignore[arg-type]  # broken
+
+            def served(self, _person: Person) -> None:
+                raise AssertionError
 
         validator = AccessTokenValidator(settings=entra_settings, keys=BrokenKeys())
 
@@ -726,6 +739,20 @@ class TestAdministrators:
 
         assert (CONTOSO.tenant_id, DAEMON.principal_in(CONTOSO)) == administrator.person
         assert DAEMON.client_id == administrator.client_id
+
+    async def test_kept_keys(
+        self, validate: Validate, issuer: TokenIssuer, keys: PublishedKeys
+    ) -> None:
+        """Keys out of our own table, which people who can write there may have made, open nothing.
+
+        They are good for everybody else, as far as the gate is concerned.
+        """
+        keys.are_kept = True
+
+        with pytest.raises(KeysUnavailableError):
+            await validate(issuer.issue_access_token(GRACE.user_name))
+
+        assert [] == keys.people
 
     @pytest.mark.parametrize("user", ["ada@contoso.example", GRACE.user_name])
     async def test_role(self, validate: Validate, issuer: TokenIssuer, user: str) -> None:

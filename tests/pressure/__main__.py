@@ -13,12 +13,16 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from tests.pressure import rollover
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tests.pressure.rows import Row
 
-MEASUREMENTS: dict[str, Callable[[], Awaitable[list[Row]]]] = {}
+MEASUREMENTS: dict[str, Callable[[], Awaitable[list[Row]]]] = {
+    "rollover": rollover.measure,
+}
 
 
 def main() -> int:

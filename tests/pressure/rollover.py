@@ -1,0 +1,255 @@
+"""What an emergency roll-over of Entra's keys costs, under attack and after a short outage.
+
+The key store runs in virtual time, so that hours take seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import uuid
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from shared.entra.signing_keys import BACKDATED, SigningKeys
+from shared.errors import InvalidTokenError, KeysUnavailableError
+from shared.identifiers import Person
+from tests.pressure.rows import Row
+from tests.simulation.entra import AUTHORITY, Entra
+from tests.simulation.virtual_time import VirtualLoop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+TENANT = "7e4a4700-0000-4000-8000-00000000000a"
+CALLS_A_SECOND = 5
+SECONDS_AFTER = 400  # How long the new key is watched.
+RUNS = 20
+STARVED = "Microsoft's .NET validator: starved for 292 s"
+REFUSED = "Microsoft's .NET validator: 92 of 100 callers of a new key refused"
+
+
+@dataclass(slots=True)
+class Course:
+    """What became of those who came with the new key, and what Entra was asked."""
+
+    rolled_at: float = 0
+    refused: int = 0  # With 401.
+    delayed: list[float] = field(default_factory=list)  # When each 503 was.
+    asked_at: list[float] = field(default_factory=list)  # When each fetch began.
+
+    @property
+    def seconds(self) -> float:
+        """For how long the new key was not accepted."""
+        return self.delayed[-1] - self.rolled_at if self.delayed else 0
+
+    @property
+    def fetches(self) -> int:
+        """How many fetches there were from the roll-over on."""
+        return sum(at >= self.rolled_at for at in self.asked_at)
+
+    def most_fetches(self, within: float) -> int:
+        """Return how many fetches there were at most in any such time."""
+        return max(sum(at <= each < at + within for each in self.asked_at) for at in self.asked_at)
+
+
+@dataclass(frozen=True, slots=True)
+class Attack:
+    """Tokens with key ids that somebody makes up.
+
+    Attributes:
+        every: seconds between them.
+        knows: whose ids they have; None: anybody's.
+        lies: how many seconds ago they say that they were issued.
+    """
+
+    every: float
+    knows: str | None = None
+    lies: float = 0
+
+    async def run(self, keys: SigningKeys, entra: Entra) -> None:
+        while True:
+            await ask(keys, uuid.uuid4().hex, token(entra, self.knows, issued=-self.lies))
+            await asyncio.sleep(self.every)
+
+
+def token(entra: Entra, object_id: str | None = None, *, issued: float = 0) -> bytes:
+    """Return a payload that says that it was issued now, or so many seconds from now."""
+    claims = {
+        "iat": entra.now + int(issued),
+        "tid": TENANT,
+        "oid": object_id or str(uuid.uuid4()),
+    }
+    return json.dumps(claims).encode()
+
+
+async def ask(keys: SigningKeys, key_id: str, payload: bytes) -> int:
+    """Return the status of an answer about a token."""
+    try:
+        await keys.get(key_id, payload)
+    except InvalidTokenError:
+        return 401
+    except KeysUnavailableError:
+        return 503
+    return 200
+
+
+def in_virtual_time(work: Callable[[SigningKeys, Entra], Coroutine[Any, Any, Any]]) -> Any:
+    """Return what becomes of a key store that has just been started."""
+    loop = VirtualLoop()
+    entra = Entra(loop)
+
+    async def run() -> Any:
+        session: Any = entra
+        keys = SigningKeys(
+            session=session, authority=AUTHORITY, keys_of="organizations", clock=loop.time
+        )
+        try:
+            return await work(keys, entra)
+        finally:
+            keys.close()
+
+    return loop.run(run())
+
+
+def roll_over(
+    seed: int,
+    *,
+    served: Person | None = None,
+    attack: Attack | None = None,
+    away: float = 0,
+    hangs: bool = False,
+    backdated: bool = True,
+) -> Course:
+    """Have Entra replace its key, and people come with tokens of the new one.
+
+    Args:
+        seed: of when it happens, and of all jitter.
+        served: the person who comes, if this process has served them before; None: strangers.
+        attack: what goes on all the time.
+        away: for how many seconds Entra cannot be reached from then on.
+        hangs: whether it then gives no answer at all.
+        backdated: whether tokens are dated back, as Entra does.
+    """
+    random.seed(seed)
+    course = Course()
+
+    async def run(keys: SigningKeys, entra: Entra) -> Course:
+        loop = asyncio.get_running_loop()
+        await keys.get("old", b"{}")
+        if served:
+            keys.served(served)
+        attacking = asyncio.create_task(attack.run(keys, entra)) if attack else None
+        await asyncio.sleep(random.uniform(600, 900))  # noqa: S311 - not a secret
+        course.rolled_at = loop.time()
+        entra.key_ids = ["old", "new"]
+        entra.away_until, entra.hangs = course.rolled_at + away, hangs
+        calls = [
+            asyncio.create_task(call(keys, entra, each / CALLS_A_SECOND))
+            for each in range(SECONDS_AFTER * CALLS_A_SECOND)
+        ]
+        await asyncio.gather(*calls)
+        if attacking:
+            attacking.cancel()
+        course.asked_at = entra.asked_at
+        return course
+
+    async def call(keys: SigningKeys, entra: Entra, after: float) -> None:
+        await asyncio.sleep(after)
+        payload = token(
+            entra, served.object_id if served else None, issued=-BACKDATED if backdated else 0
+        )
+        match await ask(keys, "new", payload):
+            case 401:
+                course.refused += 1
+            case 503:
+                course.delayed.append(asyncio.get_running_loop().time())
+
+    result: Course = in_virtual_time(run)
+    return result
+
+
+SERVED = Person(TENANT, "0b5e55ed-0000-4000-8000-000000000001")
+
+
+async def measure() -> list[Row]:
+    """Return the figures."""
+    # In a thread, which has no event loop yet.
+    return await asyncio.to_thread(rows, RUNS)
+
+
+def rows(runs: int) -> list[Row]:
+    """Return the figures of so many runs of each scenario."""
+    return [*after_a_blip(runs), *under_attack(runs)]
+
+
+def after_a_blip(runs: int) -> list[Row]:
+    """Return the figures for an Entra that is away when its new key is first used."""
+    found = []
+    for away in (1, 3, 10):
+        for hangs in (False, True):
+            courses = [
+                roll_over(seed, away=away, hangs=hangs, served=served)
+                for seed in range(runs)
+                for served in (SERVED, None)
+            ]
+            how = "silent" if hangs else "refusing"
+            found += [
+                Row(
+                    f"503 for a new key, Entra {how} for {away} s",
+                    max(course.seconds for course in courses),
+                    20,
+                    "s",
+                    STARVED,
+                ),
+                Row(
+                    f"fetches for it, Entra {how} for {away} s",
+                    max(course.fetches for course in courses),
+                    10,
+                    "times",
+                ),
+            ]
+    return found
+
+
+def under_attack(runs: int) -> list[Row]:
+    """Return the figures for forged key ids before and during an emergency roll-over."""
+    found = []
+    for what, attack in {
+        "1 forged key id in 10 s": Attack(10),
+        "1 forged key id a second": Attack(1),
+        "1 a second that names a person served before": Attack(1, knows=SERVED.object_id),
+    }.items():
+        for who, served in {"served before": SERVED, "not served before": None}.items():
+            courses = [roll_over(seed, served=served, attack=attack) for seed in range(runs)]
+            waits = 0 if served and not attack.knows else 60
+            found += [
+                Row(
+                    f"401 for good tokens of people {who}, {what}",
+                    sum(course.refused for course in courses),
+                    0,
+                    "times",
+                    REFUSED,
+                ),
+                Row(
+                    f"503 for people {who}, {what}",
+                    max(course.seconds for course in courses),
+                    waits,
+                    "s",
+                    STARVED,
+                ),
+                Row(
+                    f"fetches in any minute, {what}",
+                    max(course.most_fetches(60) for course in courses),
+                    3,
+                    "times",
+                ),
+                Row(
+                    f"fetches a minute in ten minutes, {what}",
+                    max(course.most_fetches(600) for course in courses) / 10,
+                    1.5,
+                    "times",
+                ),
+            ]
+    return found

@@ -1,0 +1,98 @@
+"""Entra's signing keys in virtual time: what the key store's HTTP session is given.
+
+The key store's own code runs on it, down to the reading of the documents.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+from contextlib import asynccontextmanager
+from email.utils import formatdate
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+
+from local.entra.tokens import SigningKey as EntraKey
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+
+    from tests.simulation.virtual_time import VirtualLoop
+
+AUTHORITY = "https://login.test"
+ISSUER = f"{AUTHORITY}/{{tenantid}}/v2.0"
+EPOCH = 1_800_000_000  # The Unix time at which the virtual time begins.
+LATENCY = 0.05
+METADATA = {"issuer": ISSUER, "jwks_uri": f"{AUTHORITY}/organizations/discovery/v2.0/keys"}
+
+
+@functools.cache
+def public_key() -> dict[str, Any]:
+    """A key that takes a while to make. It is published under every id."""
+    return EntraKey.generate().jwk(issuer=ISSUER)
+
+
+class Answer:
+    """As much of an `aiohttp.ClientResponse` as is read."""
+
+    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.content = self
+        self._body = body
+
+    async def iter_any(self) -> AsyncIterator[bytes]:
+        yield self._body
+
+
+class Entra:
+    """Publishes keys, unless it is out of reach.
+
+    Args:
+        loop: whose time it lives in.
+        key_ids: which keys it has at first.
+
+    Attributes:
+        key_ids: which keys it has now.
+        away_until: before then, nobody reaches it.
+        hangs: while it is away, requests get no answer, rather than a refusal.
+        busy_until: before then, it answers 429.
+        retry_after: what it says about how long that lasts.
+        asked_at: when each fetch began.
+        answered: how many fetches got the keys.
+    """
+
+    def __init__(self, loop: VirtualLoop, key_ids: Iterable[str] = ("old",)) -> None:
+        self._loop = loop
+        self.key_ids = list(key_ids)
+        self.away_until = float("-inf")
+        self.hangs = False
+        self.busy_until = float("-inf")
+        self.retry_after = ""
+        self.asked_at: list[float] = []
+        self.answered = 0
+
+    @property
+    def now(self) -> int:
+        """The Unix time."""
+        return EPOCH + int(self._loop.now)
+
+    @asynccontextmanager
+    async def get(self, url: str, **_options: Any) -> AsyncIterator[Answer]:
+        """Answer a request, as `aiohttp.ClientSession.get` does."""
+        is_metadata = url.endswith("openid-configuration")
+        if is_metadata:
+            self.asked_at.append(self._loop.now)
+        if self._loop.now < self.away_until:
+            await asyncio.sleep(1000 if self.hangs else LATENCY)
+            raise aiohttp.ServerDisconnectedError
+        await asyncio.sleep(LATENCY)
+        headers = {"Date": formatdate(self.now, usegmt=True)}
+        if self._loop.now < self.busy_until:
+            yield Answer(429, headers | {"Retry-After": self.retry_after}, b"")
+            return
+        self.answered += not is_metadata
+        keys = {"keys": [public_key() | {"kid": key_id} for key_id in self.key_ids]}
+        yield Answer(200, headers, json.dumps(METADATA if is_metadata else keys).encode())
