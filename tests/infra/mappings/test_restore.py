@@ -10,7 +10,9 @@ import pytest
 
 from shared.mappings.endings import MARK_LIFETIME
 from shared.mappings.identities import FOREIGN
+from shared.mappings.kept_documents import KeptDocuments
 from shared.mappings.table import State
+from shared.retry_budget import RetryBudget
 from tests.emulated import anybody, mapping_of
 from tests.infra.mappings.conftest import acs_id, somebody, write
 
@@ -107,6 +109,19 @@ class TestEmpty:
         assert {somebody(2), somebody(5)} == set(await lost.store.unfinished())
         owners = {owner: identity async for identity, owner, *_ in lost.store.ledger.owners()}
         assert {somebody(n): acs_id(n) for n in (1, 2, 5)} == owners
+
+    async def test_signing_keys(self, lost: Lost) -> None:
+        """Signing keys that processes kept for each other are in a backup, and not put back."""
+        await lost.put(1)
+        documents = KeptDocuments(lost.store.entries, RetryBudget())
+        await documents.write("signing_keys_organizations", b"{}")
+        await lost.lose()
+
+        finished = await lost.restore()
+
+        assert (0, {}) == (finished.code, finished.report)
+        assert State.ACTIVE is (await lost.read(1)).state
+        assert await documents.read("signing_keys_organizations") is None
 
     async def test_again(self, lost: Lost) -> None:
         """A second run changes nothing."""
