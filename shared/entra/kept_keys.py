@@ -15,7 +15,7 @@ from datetime import UTC
 from typing import TYPE_CHECKING, Any, Protocol
 
 from shared import audit, strict_json
-from shared.entra.key_sets import reason_of
+from shared.entra.key_sets import MAX_AGE, reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from shared.entra.key_sets import KeySet, Publisher
 
 # All times are in seconds.
-MAX_AGE = 24 * 3600
 AHEAD = 60  # By how much Entra's clock may be ahead of the store's.
 KEEP_AGAIN = 45 * 60  # So that each hourly refresh is kept, but not each fetch on demand.
 # What a set is judged by. Certificates, which nothing here looks at, are most of its size.

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MAX_KEYS = 100
+MAX_AGE = 24 * 3600  # For so many seconds, the last good set is used if there is no newer one.
 KEY_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _PRIVATE_MEMBERS = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
 _RSA_BITS = range(2048, 4096 + 1)

@@ -21,7 +21,7 @@ from shared import audit
 from shared.entra import unverified
 from shared.entra.kept_keys import KeptKeys
 from shared.entra.key_fetches import Backoff, FetchBudget
-from shared.entra.key_sets import Publisher, StatusError, reason_of
+from shared.entra.key_sets import MAX_AGE, Publisher, StatusError, reason_of
 from shared.entra.published_keys import PublishedKeys
 from shared.errors import InvalidTokenError, KeysUnavailableError
 
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 # All times are in seconds.
 REFRESH_INTERVAL = 3600
-MAX_AGE = 24 * 3600
 STALE = 2 * 3600  # From this age on, audit lines show it: the hourly refresh keeps failing.
 WAIT_FOR_FETCH = 2
 # Entra dates tokens back by five minutes, for the sake of slow clocks:
@@ -218,13 +217,13 @@ class SigningKeys:
         hours = None if self._set is None else round(self._age() / 3600, 1)
         fields = {"reason": reason_of(exc), "age_hours": hours}
         audit.record("signing_keys_not_refreshed", fields, level=logging.ERROR)
-        retry_after = exc.retry_after if isinstance(exc, StatusError) else None
-        now = self._clock()
-        self._fetch_at(self._backoff.failed(started=started, now=now, retry_after=retry_after))
         if self._set is None and self._kept is not None:
             found = await self._kept.find()
             if found is not None:
                 self._set, self._fetched_at = found[0], self._clock() - found[1]
+        retry_after = exc.retry_after if isinstance(exc, StatusError) else None
+        now = self._clock()
+        self._fetch_at(self._backoff.failed(started=started, now=now, retry_after=retry_after))
 
     def _fetch_at(self, due: float) -> None:
         """Fetch in the background; such fetches are not in the budget."""

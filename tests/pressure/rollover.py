@@ -11,7 +11,7 @@ import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from shared.entra.signing_keys import BACKDATED
+from local.entra.tokens import BACKDATED
 from shared.identifiers import Person
 from tests.pressure.rows import Row
 from tests.simulation.entra import TENANT, ask, in_virtual_time, token
@@ -80,7 +80,6 @@ def roll_over(
     attack: Attack | None = None,
     away: float = 0,
     hangs: bool = False,
-    backdated: bool = True,
 ) -> Course:
     """Have Entra replace its key, and people come with tokens of the new one.
 
@@ -90,7 +89,6 @@ def roll_over(
         attack: what goes on all the time.
         away: for how many seconds Entra cannot be reached from then on.
         hangs: whether it then gives no answer at all.
-        backdated: whether tokens are dated back, as Entra does.
     """
     random.seed(seed)
     course = Course()
@@ -118,7 +116,7 @@ def roll_over(
     async def call(keys: SigningKeys, entra: Entra, after: float) -> None:
         await asyncio.sleep(after)
         payload = token(
-            entra, served.object_id if served else None, issued=-BACKDATED if backdated else 0
+            entra, served.object_id if served else None, issued=-BACKDATED.total_seconds()
         )
         match await ask(keys, "new", payload):
             case 401:
