@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import asdict, replace
-from datetime import UTC
 from typing import TYPE_CHECKING, Any, Protocol
 
 from shared import audit, strict_json
@@ -107,7 +106,7 @@ class KeptKeys:
         published_on, metadata = kept.get("published_on"), kept.get("metadata")
         if type(published_on) is not int or not isinstance(metadata, dict):
             raise ValueError("not a kept set")
-        age = now.astimezone(UTC).timestamp() - published_on
+        age = now.timestamp() - published_on
         if not -AHEAD <= age <= MAX_AGE:
             raise ValueError("kept for longer than a day, or dated in the future")
         found = self._publisher.key_set(metadata, kept, published_on=None)
@@ -118,6 +117,8 @@ class KeptKeys:
 def _essence(fetched: KeySet) -> dict[str, Any]:
     """Return what a set is judged by, in an order that does not depend on Entra's."""
     metadata = {name: fetched.metadata[name] for name in _METADATA if name in fetched.metadata}
-    usable = [jwk for jwk in fetched.document["keys"] if jwk.get("kid") in fetched.keys]
+    # Beside usable keys there may be others, whose id may be anything.
+    by_id = {jwk["kid"]: jwk for jwk in fetched.document["keys"] if isinstance(jwk.get("kid"), str)}
+    usable = [by_id[key_id] for key_id in sorted(fetched.keys)]
     keys = [{name: jwk[name] for name in _MEMBERS if name in jwk} for jwk in usable]
-    return {"metadata": metadata, "keys": sorted(keys, key=lambda jwk: str(jwk["kid"]))}
+    return {"metadata": metadata, "keys": keys}

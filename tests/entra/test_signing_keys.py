@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from local.entra.directory import CONTOSO
+from local.entra.directory import ADA, CONTOSO
 from local.entra.emulator import EntraEmulator
 from local.entra.tokens import CLOUD
 from local.entra.tokens import SigningKey as EntraKey
@@ -20,6 +20,7 @@ from local.serving.certificates import Certificates
 from shared import audit
 from shared.entra.signing_keys import SigningKeys
 from shared.errors import InvalidTokenError, KeysUnavailableError
+from shared.identifiers import Person
 from tests.emulated import until
 
 if TYPE_CHECKING:
@@ -255,6 +256,25 @@ class TestUnknownIds:
                 await keys.get(f"unknown-{position}", LONG_AGO)
 
         assert 3 == entra.faults.count(METADATA)
+
+    async def test_rollover_during_a_flood(
+        self, entra: EntraEmulator, keys: SigningKeys, known: str, new_key: EntraKey
+    ) -> None:
+        """Strangers with the new key wait, nobody is refused; who was served before, is."""
+        await keys.get(known, ANY)
+        keys.served(Person(CONTOSO.tenant_id, ADA.object_id))
+        for position in range(50):
+            with pytest.raises(KeysUnavailableError):
+                await keys.get(f"unknown-{position}", RECENT)
+        new = entra.roll_keys(new=new_key)
+        of_ada = f'{{"tid":"{CONTOSO.tenant_id}","oid":"{ADA.object_id}"}}'.encode()
+
+        with pytest.raises(KeysUnavailableError):
+            await keys.get(new, RECENT)
+        await keys.get(new, of_ada)
+        await keys.get(new, RECENT)
+
+        assert (4, 4) == fetches(entra)
 
     async def test_flood_before_a_rollover(
         self,

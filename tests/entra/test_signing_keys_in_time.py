@@ -467,6 +467,21 @@ class TestKept:
         assert 20 <= len(shelf.written_at) <= 34
         assert {"old", "new"} == {jwk["kid"] for jwk in json.loads(shelf.document or b"")["keys"]}
 
+    def test_odd_keys(self) -> None:
+        """Of a set, the keys are kept that can be used, whatever lies beside them."""
+        shelf = Shelf()
+
+        async def run(keys: SigningKeys, entra: Entra) -> int:
+            entra.unusable = [{"kid": ["old"]}, {"kid": {}}, {}, {"kid": "ec", "kty": "EC"}]
+            entra.key_ids = ["old", "another"]
+            await keys.load()
+            await asyncio.sleep(1)
+            return await ask(keys, "old", b"{}")
+
+        assert 200 == in_virtual_time(run, shelf)
+        kept = json.loads(shelf.document or b"")["keys"]
+        assert ["another", "old"] == [jwk["kid"] for jwk in kept]
+
     def test_write_fails(self, caplog: pytest.LogCaptureFixture) -> None:
         """That harms nobody, and is said once until it works again."""
         shelf = Shelf()

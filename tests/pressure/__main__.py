@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -38,7 +37,6 @@ def main() -> int:
         help=f"what to measure (default: everything): {', '.join(MEASUREMENTS)}",
     )
     names = parser.parse_args().names
-    logging.disable()  # What the service says meanwhile is not what is measured.
     if not MEASUREMENTS.keys() >= set(names):
         parser.error(f"choose from {', '.join(MEASUREMENTS)}")
     return asyncio.run(_measure(names or list(MEASUREMENTS)))

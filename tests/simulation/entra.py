@@ -71,6 +71,7 @@ class Entra:
         retry_after: what it says about how long that lasts.
         asked_at: when each fetch began.
         says_date: whether its answers have a date.
+        unusable: what else is in its set.
     """
 
     def __init__(self, loop: VirtualLoop) -> None:
@@ -82,6 +83,7 @@ class Entra:
         self.retry_after = ""
         self.asked_at: list[float] = []
         self.says_date = True
+        self.unusable: list[dict[str, Any]] = []
 
     @property
     def now(self) -> int:
@@ -102,7 +104,8 @@ class Entra:
         if self._loop.now < self.busy_until:
             yield Answer(429, headers | {"Retry-After": self.retry_after}, b"")
             return
-        keys = {"keys": [public_key() | {"kid": key_id} for key_id in self.key_ids]}
+        published = [public_key() | {"kid": key_id} for key_id in self.key_ids]
+        keys = {"keys": [*published, *self.unusable]}
         yield Answer(200, headers, json.dumps(METADATA if is_metadata else keys).encode())
 
 
