@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import logging
 import os
 from http import HTTPStatus
@@ -202,7 +203,12 @@ async def back_up_mappings(timer: func.TimerRequest) -> None:
 @functools.cache
 def services() -> Services:
     """Return the services, built on first use: importing this module only lists the functions."""
-    return build_services(os.environ)
+    built = build_services(os.environ)
+    # Everything that was imported and built stays until the process ends. Without this, a flood of
+    # refusals makes Python look through all of it every few seconds, while all requests wait: 20
+    # to 30 ms each time, in place of 0.3 ms.
+    gc.freeze()
+    return built
 
 
 @functools.cache

@@ -84,9 +84,10 @@ class Stack:
 
 @dataclass(frozen=True, slots=True)
 class FunctionsHost:
-    """A running functions host: its URL, and what it has printed so far."""
+    """A running functions host: its URL, its process, and what it has printed so far."""
 
     url: str
+    pid: int
     output: list[str] = field(repr=False)
 
     async def printed(self, text: str, *, seconds: float = 5) -> str:
@@ -305,7 +306,7 @@ async def functions_host(
         except TimeoutError:
             slow = f"the functions host is not up after {START_SECONDS} s:"
             raise StackError("\n".join([slow, *output])) from None
-        yield FunctionsHost(url, output)
+        yield FunctionsHost(url, process.pid, output)
     finally:
         await _stop(process)
         await reader

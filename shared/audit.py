@@ -47,6 +47,7 @@ class _Decision:
         self.ended = True
 
 
+_next_line: dict[str, float] = {}  # By event, in the time of `time.monotonic`.
 _current: ContextVar[_Decision | None] = ContextVar("audit_decision", default=None)
 
 
@@ -92,13 +93,40 @@ def timed(name: str) -> Iterator[None]:
         this.spent[name] += time.monotonic() - call[1]
 
 
-def record(event: str, fields: Mapping[str, Field], *, level: int = logging.INFO) -> None:
-    """Write one line: the event's fixed name, and the fields that have a value."""
-    line = {"event": event} | {name: value for name, value in fields.items() if value is not None}
-    text = json.dumps(line, default=str)
+def record(
+    event: str,
+    fields: Mapping[str, Field],
+    *,
+    level: int = logging.INFO,
+    seconds_between: float = 0,
+) -> None:
+    """Write one line: the event's fixed name, and the fields that have a value.
+
+    Args:
+        event: what happened.
+        fields: the details.
+        level: how bad it is.
+        seconds_between: how long this process leaves out further lines of the event, for what
+            would otherwise be written with each request.
+    """
+    if seconds_between:
+        now = time.monotonic()
+        if now < _next_line.get(event, now):
+            return
+        _next_line[event] = now + seconds_between
     this = _current.get()
     if this is not None and this.ended:
-        sys.stdout.write(f"{text}\n")
-        sys.stdout.flush()
+        record_outside(event, fields)
     else:
-        logger.log(level, "%s", text)
+        logger.log(level, "%s", _line(event, fields))
+
+
+def record_outside(event: str, fields: Mapping[str, object]) -> None:
+    """Write one line of work that belongs to no running invocation."""
+    sys.stdout.write(f"{_line(event, fields)}\n")
+    sys.stdout.flush()
+
+
+def _line(event: str, fields: Mapping[str, object]) -> str:
+    line = {"event": event} | {name: value for name, value in fields.items() if value is not None}
+    return json.dumps(line, default=str)

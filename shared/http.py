@@ -32,6 +32,7 @@ from shared.errors import (
     UpstreamTimeoutError,
 )
 from shared.identifiers import ACS_ID, GUID, Person
+from shared.refusal_lines import RefusalLines
 from shared.settings import ACS_SCOPES, LIFETIME_MINUTES
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ COMMON_HEADERS = {
 REVOKED_WITHIN = {"Revoked-Within": "900"}
 
 logger = logging.getLogger("broker.http")
+refusal_lines = RefusalLines()  # One for all routes of a process.
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 # Table Storage encodes the keys in its tokens, as in `1!8!U21pdGg-`; Azurite in plain base64.
 POSITION = re.compile(r"[A-Za-z0-9_!+/=-]{1,200}")
@@ -440,7 +442,7 @@ def _response(
 
 def _record_error(error: BrokerError, noted: dict[str, audit.Field]) -> None:
     ours = error.status >= HTTPStatus.INTERNAL_SERVER_ERROR
-    audit.record(
+    refusal_lines.record(
         "request_failed" if ours else "request_refused",
         {"status": error.status.value, "code": error.code, "reason": str(error), **noted},
         level=logging.ERROR if ours else logging.WARNING,

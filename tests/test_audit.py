@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from shared import audit
@@ -34,6 +35,20 @@ def test_a_value_cannot_break_the_line(caplog: pytest.LogCaptureFixture) -> None
 
     assert "\n" not in caplog.records[0].message
     assert [{"event": "refused", "reason": 'a\r\n{"event": "b"} %s'}] == lines(caplog)
+
+
+def test_not_with_each_request(caplog: pytest.LogCaptureFixture) -> None:
+    """An event that each request meets is written once in a while, and others are not affected."""
+    with caplog.at_level(logging.INFO):
+        for _ in range(3):
+            audit.record("settings_bad", {}, seconds_between=60)
+            audit.record("others", {})
+        audit.record("settings_odd", {}, seconds_between=0.01)
+        time.sleep(0.02)
+        audit.record("settings_odd", {}, seconds_between=0.01)
+
+    written = [line["event"] for line in lines(caplog)]
+    assert [1, 3, 2] == [written.count(name) for name in ("settings_bad", "others", "settings_odd")]
 
 
 def test_notes_belong_to_the_decision() -> None:

@@ -20,6 +20,7 @@ FLOORS = [
     ["shared.leavers", "shared.mappings"],
     ["shared.acs", "shared.entra"],
     ["shared.http", "shared.runs"],
+    ["shared.refusal_lines"],
     ["shared.rate_limit", "shared.settings"],
     [
         *("shared.audit", "shared.certificates", "shared.documents", "shared.endpoints"),

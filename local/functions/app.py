@@ -69,6 +69,7 @@ class Function:
     name: str
     call: Callable[..., Any]
     argument: str
+    takes_context: bool
     route: Route | None
     methods: frozenset[str]
 
@@ -77,7 +78,7 @@ class Function:
         invocation = Invocation(self.name)
         current_invocation.set(invocation)
         arguments = {self.argument: value}
-        if "context" in inspect.signature(self.call).parameters:
+        if self.takes_context:
             arguments["context"] = context
         try:
             if inspect.iscoroutinefunction(self.call):
@@ -125,7 +126,8 @@ def load_functions(folder: Path, prefix: str, settings: Mapping[str, str]) -> li
         route = None
         trigger = bindings.get("httpTrigger") or bindings["timerTrigger"]
         call = indexed.get_user_function()
-        if inspect.signature(call).parameters.keys() - {"context"} != {trigger["name"]}:
+        parameters = inspect.signature(call).parameters.keys()
+        if parameters - {"context"} != {trigger["name"]}:
             raise AppError(f"{name} must take one argument that is called {trigger['name']!r}")
         try:
             if trigger["type"] == "httpTrigger":
@@ -135,7 +137,8 @@ def load_functions(folder: Path, prefix: str, settings: Mapping[str, str]) -> li
         except ValueError as exc:
             raise AppError(f"{name}: {exc}") from exc
         methods = frozenset(str(method).upper() for method in trigger.get("methods") or ())
-        functions.append(Function(name, call, trigger["name"], route, methods))
+        takes_context = "context" in parameters
+        functions.append(Function(name, call, trigger["name"], takes_context, route, methods))
     return sorted(functions, key=lambda function: function.name.lower())
 
 

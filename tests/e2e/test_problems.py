@@ -826,6 +826,31 @@ async def test_misconfigured(
     assert_problem(await app_at(host).get("/api/health/ready"), 503, "misconfigured")
     line = await host.printed('"event": "settings_invalid"')
     assert "ENTRA_CLIENT_ID is not a GUID; PRUNE_IDLE_DAYS is not a whole number" in line
+    await host.printed('"code": "misconfigured"')
+    assert 1 == sum('"event": "settings_invalid"' in each for each in host.output)
+
+
+async def test_flood(
+    app_at: Callable[..., Client], another_host: Callable[..., FunctionsHost], running: Running
+) -> None:
+    """A flood of strangers has a few lines and a count, and hides no line of a person."""
+    host = another_host()
+    app = app_at(host)
+    expired = running.token_of_new_person(exp=1)
+    forged = f"{expired.rpartition('.')[0]}.{'A' * 342}"
+
+    strangers = [app.get("/api/token", token) for token in [forged, "a.b.c"] * 100]
+    answers = await asyncio.gather(*strangers, app.get("/api/token", expired))
+
+    assert {401} == {answer.status for answer in answers}
+    await host.printed('"event": "requests_counted"')
+    await asyncio.sleep(1.2)  # In case that they took more than a second.
+    lines = [json.loads(line[line.index("{") :]) for line in host.output if '"event"' in line]
+    in_full = [line for line in lines if line["event"] == "request_refused"]
+    counted = [line["requests"] for line in lines if line["event"] == "requests_counted"]
+    assert 1 == sum("expired" in line["reason"] for line in in_full)
+    assert len(strangers) + 1 == len(in_full) + sum(counted)
+    assert len(in_full) < 40
 
 
 async def test_control_characters(running: Running) -> None:

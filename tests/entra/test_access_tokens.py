@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from jwt.algorithms import RSAAlgorithm
 
 from local.entra.directory import (
     BROKER,
@@ -33,12 +34,12 @@ from local.entra.directory import (
 from local.entra.tokens import base64url
 from shared import audit
 from shared.entra.access_tokens import (
-    MAX_TOKEN_CHARACTERS,
     AccessTokenValidator,
     VerifiedClaims,
     administrator_from_claims,
     caller_from_claims,
 )
+from shared.entra.compact_form import MAX_HEADER_CHARACTERS, MAX_TOKEN_CHARACTERS
 from shared.entra.key_sets import SigningKey, signing_keys_from
 from shared.errors import (
     AdminRequiredError,
@@ -62,6 +63,9 @@ if TYPE_CHECKING:
     Validate = Callable[[str], Awaitable[Administrator]]
 
 OTHER_TENANT = "11111111-2222-4333-8444-555555555555"
+# The DigestInfo that stands before a SHA-256 hash in a signature, and one without parameters.
+SHA256_INFO = bytes.fromhex("3031300d060960864801650304020105000420")
+NO_NULL_INFO = bytes.fromhex("302f300b0609608648016503040201" + "0420")
 BAD_LIFETIME = "lifetime is zero, negative or over 28 hours"
 
 
@@ -118,6 +122,60 @@ async def test_returns_the_caller(
 
     assert (CONTOSO.tenant_id, "7d2f6b1e-43c9-4a80-b5d7-0e91f2a6c834") == caller.person
     assert WEB_APP.client_id == caller.client_id
+
+
+async def test_tells_the_key_store(
+    validator: AccessTokenValidator, keys: PublishedKeys, issuer: TokenIssuer
+) -> None:
+    """The key store gets the payload of each token, and learns who was let in, nobody else."""
+    good, bad = issuer.issue_access_token(), issuer.issue_access_token(claims={"exp": 1})
+    grace = issuer.issue_access_token(GRACE.user_name)
+
+    caller = await validate(validator, good)
+    for refused in (bad, good[:-9] + "AAAAAAAA" + good[-1]):
+        with pytest.raises(InvalidTokenError):
+            await validate(validator, refused)
+    administrator = await validator.validate_administrator(grace, now=datetime.now(UTC))
+
+    assert [caller.person, administrator.person] == keys.people
+    payloads = [token.split(".")[1] for token in (good, bad, good, grace)]
+    assert payloads == [base64url(payload) for payload in keys.payloads]
+
+
+async def test_notes_the_token(
+    validator: AccessTokenValidator, issue_access_token: Callable[..., str]
+) -> None:
+    """The audit line has the id by which Entra knows the token, also if the token is refused."""
+    uti = "7smAyE1P_U-Uo2hDkqzWAA"
+    with audit.decision() as admitted:
+        await validate(validator, issue_access_token(uti=uti))
+    with audit.decision() as refused, pytest.raises(InvalidTokenError):
+        await validate(validator, issue_access_token(uti=uti, exp=1))
+
+    assert uti == admitted["uti"] == refused["uti"]
+
+
+@pytest.mark.parametrize("uti", [None, 7, "", "a b", "a\n", "é", "x" * 65, ["x"], {"x": "x"}])
+async def test_notes_no_other_text(
+    validator: AccessTokenValidator, issue_access_token: Callable[..., str], uti: object
+) -> None:
+    """What does not look like such an id is not logged, and does not matter."""
+    with audit.decision() as noted:
+        await validate(validator, issue_access_token(uti=uti))
+
+    assert "uti" not in noted
+
+
+async def test_notes_nothing_unverified(
+    validator: AccessTokenValidator, issue_access_token: Callable[..., str]
+) -> None:
+    """Nothing that a forged token says is logged."""
+    signed, _, signature = issue_access_token().rpartition(".")
+
+    with audit.decision() as noted, pytest.raises(InvalidTokenError):
+        await validate(validator, f"{signed}.{'A' * 4}{signature[4:]}")
+
+    assert {} == noted
 
 
 class TestPasses:
@@ -202,6 +260,7 @@ class TestPasses:
             pytest.param({"x5t": None}, id="no x5t"),
             pytest.param({"x5t": "another"}, id="x5t of nothing"),
             pytest.param({"new": "member"}, id="unknown harmless member"),
+            pytest.param({"new": {"a": [{"b": [1, None, 2.5]}, []]}}, id="with others inside"),
         ],
     )
     async def test_odd_headers(
@@ -281,6 +340,10 @@ class TestRefusesHeaders:
             pytest.param(b'{"alg":"none","alg":"RS256","typ":"JWT","kid":"%s"}', id="alg twice"),
             pytest.param(b'{"alg":"RS256","ALG":"none","typ":"JWT","kid":5}', id="ALG"),
             pytest.param(b'["RS256"]', id="array"),
+            pytest.param(
+                b'{"alg":"RS256","typ":"JWT","x":[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]],"kid":"%s"}',
+                id="nested",
+            ),
             pytest.param(b'\xef\xbb\xbf{"alg":"RS256","typ":"JWT","kid":"%s"}', id="BOM"),
             pytest.param('{"alg":"RS256"}'.encode("utf-16"), id="UTF-16"),
             pytest.param(b'{"alg":"RS256","typ":"JWT","kid":"%s"} ', id="trailing space"),
@@ -297,6 +360,16 @@ class TestRefusesHeaders:
 
         with pytest.raises(InvalidTokenError):
             await validate(validator, f"{signed}.{base64url(signature)}")
+
+
+def with_header(token: str, characters: int) -> str:
+    """Return a token whose header has this many characters, in a member that nobody knows."""
+    header, _, rest = token.partition(".")
+    members = json.loads(base64.urlsafe_b64decode(header + "=="))
+    longer = json.dumps(members | {"new": ""})
+    filled = longer[:-2] + "x" * (characters * 3 // 4 - len(longer)) + longer[-2:]
+    assert characters == len(base64url(filled.encode()))
+    return f"{base64url(filled.encode())}.{rest}"
 
 
 class TestRefusesShapes:
@@ -328,6 +401,14 @@ class TestRefusesShapes:
             pytest.param(lambda t: t + "~disclosure~", id="SD-JWT"),
             pytest.param(lambda t: '{"payload":"x","signatures":[]}', id="JSON serialisation"),
             pytest.param(lambda t: t + "A" * MAX_TOKEN_CHARACTERS, id="over 24 KiB"),
+            pytest.param(lambda t: "A" * 4 + t, id="another header"),
+            pytest.param(lambda t: with_header(t, MAX_HEADER_CHARACTERS + 2), id="long header"),
+            pytest.param(lambda t: "A" * 5 + t[t.index(".") :], id="a header of 3.75 bytes"),
+            pytest.param(lambda t: t[:-1], id="a signature of 255.75 bytes"),
+            pytest.param(lambda t: t + "A" * 342, id="a signature of 513 bytes"),
+            pytest.param(lambda t: "." * 24_000, id="nothing but dots"),
+            pytest.param(lambda t: "a.b.c", id="short segments"),
+            pytest.param(lambda t: t[:-1] + "é", id="a letter beyond ASCII"),
             pytest.param(lambda t: t + "A" * 10 * 1024 * 1024, id="10 MiB"),
         ],
     )
@@ -343,6 +424,17 @@ class TestRefusesShapes:
             await validate(validator, change(issue_access_token()))
 
         assert [] == keys.asked
+
+    async def test_longest_header(
+        self, validator: AccessTokenValidator, issuer: TokenIssuer
+    ) -> None:
+        """Up to the limit, which is more than three times what Entra sends, a header may grow."""
+        unsigned = with_header(issuer.issue_access_token(), MAX_HEADER_CHARACTERS)
+        signed = unsigned.rpartition(".")[0]
+        signature = issuer.keys[0].private_key.sign(signed.encode(), padding.PKCS1v15(), SHA256())
+
+        assert 3 * len(issuer.issue_access_token().partition(".")[0]) < MAX_HEADER_CHARACTERS
+        assert await validate(validator, f"{signed}.{base64url(signature)}")
 
     async def test_trailing_bits(
         self, validator: AccessTokenValidator, issue_access_token: Callable[..., str]
@@ -383,6 +475,57 @@ class TestRefusesSignatures:
 
         with pytest.raises(InvalidTokenError):
             await validate(validator, f"{signed}.{base64url(altered)}")
+
+    @pytest.mark.parametrize(
+        "encoded",
+        [
+            pytest.param(lambda h: b"\0\1" + b"\xff" * 202 + b"\0" + SHA256_INFO + h, id="good"),
+            pytest.param(
+                lambda h: b"\0\1" + b"\xff" * 8 + b"\0" + SHA256_INFO + h + bytes(194),
+                id="zeros after the hash",
+            ),
+            pytest.param(
+                lambda h: b"\0\1\0" + bytes(202) + SHA256_INFO + h, id="zeros for padding"
+            ),
+            pytest.param(
+                lambda h: b"\0\2" + b"\xff" * 202 + b"\0" + SHA256_INFO + h, id="block type 2"
+            ),
+            pytest.param(
+                lambda h: b"\0\1" + b"\xff" * 204 + b"\0" + NO_NULL_INFO + h,
+                id="no NULL for parameters",
+            ),
+            pytest.param(lambda h: b"\0\1" + b"\xff" * 221 + b"\0" + h, id="the bare hash"),
+        ],
+    )
+    async def test_padding(
+        self,
+        validator: AccessTokenValidator,
+        issuer: TokenIssuer,
+        encoded: Callable[[bytes], bytes],
+    ) -> None:
+        """Only the one encoding of RFC 8017, section 9.2 is a signature (Bleichenbacher 2006)."""
+        numbers = issuer.keys[0].private_key.private_numbers()
+        signed = issuer.issue_access_token().rpartition(".")[0]
+        block = encoded(hashlib.sha256(signed.encode()).digest())
+        power = pow(int.from_bytes(block), numbers.d, numbers.public_numbers.n)
+        token = f"{signed}.{base64url(power.to_bytes(256))}"
+
+        assert 256 == len(block)
+        if block == b"\0\1" + b"\xff" * 202 + b"\0" + SHA256_INFO + block[-32:]:
+            assert await validate(validator, token)
+        else:
+            with pytest.raises(InvalidTokenError, match="signature"):
+                await validate(validator, token)
+
+    async def test_before_the_payload(
+        self, validator: AccessTokenValidator, issuer: TokenIssuer
+    ) -> None:
+        """What a forged payload holds is never read as JSON: the signature is what is wrong."""
+        header, _, signature = issuer.issue_access_token().split(".")
+
+        for payload in (b"no JSON", b'{"x":' + b"[" * 9000, b"{" + b" " * 17_000 + b"}"):
+            with pytest.raises(InvalidTokenError, match="signature"):
+                await validate(validator, f"{header}.{base64url(payload)}.{signature}")
 
     @pytest.mark.parametrize("claim", ["oid", "tid", "scp"])
     async def test_payload_altered(
@@ -963,12 +1106,15 @@ class TestAdministrators:
     async def test_audit_line(self, validate: Validate, issuer: TokenIssuer) -> None:
         """The audit line names administrators, those who are refused as well."""
         with audit.decision() as admitted:
-            await validate(issuer.issue_access_token(None, client=DAEMON))
+            await validate(
+                issuer.issue_access_token(None, client=DAEMON, claims={"uti": "7smAyE1P_U-Uo2"})
+            )
         with audit.decision() as refused, pytest.raises(AdminRequiredError):
             await validate(issuer.issue_access_token())
 
         names = {"tenant_id": CONTOSO.tenant_id, "client_id": DAEMON.client_id}
-        assert names | {"object_id": DAEMON.principal_in(CONTOSO)} == admitted
+        names |= {"object_id": DAEMON.principal_in(CONTOSO), "uti": "7smAyE1P_U-Uo2"}
+        assert names == admitted
         assert "7d2f6b1e-43c9-4a80-b5d7-0e91f2a6c834" == refused["object_id"]
 
 
@@ -1040,13 +1186,45 @@ class TestPyJWTBackstop:
     """What we rely on PyJWT for, and what we know it lets through: an upgrade fails here first."""
 
     def test_signature_only(self, issuer: TokenIssuer) -> None:
-        """PyJWS verifies RS256 with a key object, and returns the payload as it was signed."""
+        """The algorithm verifies RS256 with a key object, and says no without raising."""
+        signed, _, signature = issuer.issue_access_token().rpartition(".")
+        raw = base64.urlsafe_b64decode(signature + "==")
+        algorithm = RSAAlgorithm(RSAAlgorithm.SHA256)
+        public = issuer.keys[0].private_key.public_key()
+        other = issuer.keys[1].private_key.public_key()
+
+        assert algorithm.verify(signed.encode(), public, raw) is True
+        assert algorithm.verify(signed.encode() + b"A", public, raw) is False
+        assert algorithm.verify(signed.encode(), public, raw[:-1]) is False
+        assert algorithm.verify(signed.encode(), public, b"") is False
+        assert algorithm.verify(signed.encode(), other, raw) is False
+
+    @pytest.mark.parametrize("algorithm", ["RS384", "RS512", "PS256"])
+    def test_hash_and_padding(self, issuer: TokenIssuer, algorithm: str) -> None:
+        """The same key's signature with another hash or padding is not RS256."""
+        key = issuer.keys[0].private_key
+        signature = jwt.get_algorithm_by_name(algorithm).sign(b"signed", key)
+
+        assert not RSAAlgorithm(RSAAlgorithm.SHA256).verify(b"signed", key.public_key(), signature)
+
+    @given(data=st.data())
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+    async def test_lets_nothing_more_through(
+        self, validator: AccessTokenValidator, issuer: TokenIssuer, data: st.DataObject
+    ) -> None:
+        """Whatever the gate lets through, PyJWT as a whole would, too."""
         token = issuer.issue_access_token()
+        at = data.draw(st.integers(0, len(token)))
+        cut = data.draw(st.integers(0, 3))
+        changed = token[:at] + data.draw(st.text("AQw-_.=+/ é", max_size=3)) + token[at + cut :]
         public = issuer.keys[0].private_key.public_key()
 
-        payload = jwt.PyJWS(algorithms=["RS256"]).decode(token, public, algorithms=["RS256"])
-
-        assert base64url(payload) == token.split(".")[1]
+        try:
+            await validate(validator, changed)
+        except InvalidTokenError:
+            assert changed != token
+        else:
+            assert jwt.PyJWS(algorithms=["RS256"]).decode(changed, public, algorithms=["RS256"])
 
     def test_other_algorithms(self, issuer: TokenIssuer) -> None:
         """An algorithm outside the list is refused whatever the header says."""

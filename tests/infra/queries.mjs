@@ -13,7 +13,7 @@ const { GlobalState, KustoCode, Symbols } = globalThis.Kusto.Language;
 const TABLES = {
   AppTraces: "(TimeGenerated:datetime, AppRoleName:string, Message:string, OperationId:string, _ResourceId:string)",
   AppRequests:
-    "(TimeGenerated:datetime, AppRoleName:string, Name:string, ResultCode:string, Success:bool, DurationMs:real, OperationId:string, _ResourceId:string)",
+    "(TimeGenerated:datetime, AppRoleName:string, Name:string, ResultCode:string, Success:bool, DurationMs:real, ItemCount:int, OperationId:string, _ResourceId:string)",
   ACSAuthIncomingOperations:
     "(TimeGenerated:datetime, OperationName:string, OperationVersion:string, ResultType:string, ResultSignature:string, DurationMs:int, Identity:string, URI:string, CorrelationId:string, _ResourceId:string)",
   AppAvailabilityResults: "(TimeGenerated:datetime, Name:string, Success:bool, Location:string, DurationMs:real)",

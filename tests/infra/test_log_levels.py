@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,22 @@ def test_no_leftover() -> None:
     assert set() == named - set(functions())
 
 
-def test_not_sampled() -> None:
-    """Sampling leaves out no audit line and no request."""
-    excluded = LOGGING["applicationInsights"]["samplingSettings"]["excludedTypes"].split(";")
-    assert {"Request", "Trace", "Exception"} <= set(excluded)
+def test_sampled() -> None:
+    """Sampling leaves out no audit line, but a flood of requests does not have a row for each."""
+    sampling = LOGGING["applicationInsights"]["samplingSettings"]
+    assert sampling["isEnabled"] is True
+    assert {"Trace", "Exception"} == set(sampling["excludedTypes"].split(";"))
+    assert 1 == sampling["maxTelemetryItemsPerSecond"]
+
+
+def test_sampled_rows_count() -> None:
+    """Queries that count requests know that a sampled row stands for several."""
+    counting = {
+        path.name: path.read_text()
+        for path in (ROOT / "infra/queries").glob("*.kql")
+        if "\nAppRequests\n" in f"\n{path.read_text()}"
+    }
+    assert {"alert-server-errors.kql", "alert-slow-requests.kql"} == counting.keys()
+    for query in counting.values():
+        assert "sum(ItemCount)" in query
+        assert not re.search(r"count(if)?\(|percentile\(", query)

@@ -20,7 +20,7 @@ TREES = [
     ast.parse(path.read_text())
     for path in [ROOT / "function_app.py", *(ROOT / "shared").rglob("*.py")]
 ]
-AUDITING = {"record", "note", "decision", "timed"}
+AUDITING = {"record", "record_outside", "note", "decision", "timed"}
 
 
 def calls(tree: ast.AST, names: set[str]) -> Iterator[ast.Call]:
@@ -42,7 +42,7 @@ def events_in_the_code() -> set[str]:
     """Return the names of the events that the code may write."""
     found: set[str] = set()
     for tree in TREES:
-        for call in calls(tree, {"record"}):
+        for call in calls(tree, {"record", "record_outside"}):
             if not isinstance(call.args[0], ast.JoinedStr):  # See `reported` below.
                 found |= strings(call.args[0])
         for call in calls(tree, {"answers_problems"}):
@@ -74,12 +74,16 @@ def fields_in_the_code() -> set[str]:
 
 
 def _fields_of(function: ast.AST) -> set[str]:
-    audits = [call for call in calls(function, AUDITING) if "audit" in ast.unparse(call.func)]
+    audits = [
+        call
+        for call in calls(function, AUDITING)
+        if ast.unparse(call.func).startswith(("audit.", "refusal_lines."))
+    ]
     if not audits:
         return set()
     keywords = {word.arg for call in audits for word in call.keywords}
     timed = {name for call in calls(function, {"timed"}) for name in strings(call.args[0])}
-    found = {name for name in keywords if name is not None} - {"level"} | timed
+    found = {name for name in keywords if name is not None} - {"level", "seconds_between"} | timed
     passed = {ast.unparse(node) for call in audits for node in ast.walk(call)}
     dicts = [node for call in audits for node in ast.walk(call) if isinstance(node, ast.Dict)]
     for node in ast.walk(function):

@@ -13,7 +13,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from tests.pressure import rollover
+from tests.pressure import refusals, rollover
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tests.pressure.rows import Row
 
 MEASUREMENTS: dict[str, Callable[[], Awaitable[list[Row]]]] = {
+    "refusals": refusals.measure,
     "rollover": rollover.measure,
 }
 
