@@ -1,33 +1,46 @@
-"""Check a deployed token broker from outside, without signing in.
+"""Check a deployed token broker from outside.
 
     python3 infra/smoke_test.py https://func-prod-abc.azurewebsites.net
+    python3 infra/smoke_test.py https://func-prod-abc.azurewebsites.net --probe
 
 It checks that the service is up and ready, and that it refuses a call without a token and calls
-with forged ones, as the contract says. A new deployment gets time: roles take up to ten minutes to
-reach every part of Azure. Exit code 0: every check passed; 1: one failed; 2: wrong arguments.
+with forged ones, as the contract says. After a deployment it gives the service time: roles take up
+to ten minutes to reach every part of Azure. As a probe, which a scheduled job runs, it asks once,
+looks at the certificate and the times, tries a good token if it has one, and prints one line.
+Exit code 0: every check passed; 1: one failed; 2: wrong arguments; 3: a probe has a warning.
 """  # noqa: INP001 - a script that is run by its path
 
 from __future__ import annotations
 
 import argparse
-import base64
 import http.client
-import json
-import secrets
+import os
+import re
 import sys
 import time
-from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+# Run by its path, Python looks for modules in this folder only.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from infra.probe.asking import ask, certificate_of
+from infra.probe.checks import checks_with, standard_checks
+from infra.probe.issued import USER
+from infra.probe.results import Result, Results
+from infra.probe.tokens import NoTokenError, good_token, token_from
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from infra.probe.checks import Check
 
 REQUEST_SECONDS = 30  # Enough for a cold start.
 PAUSE_SECONDS = 5
 LOOPBACK_HOSTS = {"127.0.0.1", "localhost"}
-OK, UNAUTHORIZED, NOT_FOUND, SERVER_ERRORS = 200, 401, 404, range(500, 600)
-PROBLEM = "application/problem+json"
+MAX_PORT = 65535
+NOT_FOUND, SERVER_ERRORS = 404, range(500, 600)
+ORIGIN = r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?"
+TOKEN = "PROBE_TOKEN"  # noqa: S105 - the name of a variable
 NO_FUNCTION = """
 The host runs, but has no function. Either no package is published, or it cannot be imported, for
 example because Azure built it with another Python than the app's. Build a package with
@@ -35,158 +48,151 @@ infra/package.py, and publish it with infra/publish.py.
 """
 
 
-# Without slots, which the Python 3.9 of a Mac does not support.
-@dataclass(frozen=True)
-class Answer:
-    """What the service answered."""
-
-    status: int
-    headers: Mapping[str, str]  # Names in lower case.
-    body: bytes
-
-    @property
-    def members(self) -> dict[str, object]:
-        """The members of the JSON object in the body; empty if it is something else."""
-        try:
-            value = json.loads(self.body)
-        except ValueError:
-            return {}
-        return value if isinstance(value, dict) else {}
-
-
-@dataclass(frozen=True)
-class Check:
-    """One request, and what the contract says about its answer."""
-
-    title: str
-    path: str
-    status: int
-    member: tuple[str, str]  # A member of the JSON body, and its value.
-    token: str | None = None
-    error: str | None = None  # The error in the RFC 6750 challenge of a 401; None: no error.
-
-    def problems(self, answer: Answer) -> list[str]:
-        """Return messages about what is wrong with an answer."""
-        name, value = self.member
-        found = []
-        if answer.status != self.status:
-            found.append(f"status {answer.status}, not {self.status}")
-        if answer.members.get(name) != value:
-            found.append(f"{name} is {answer.members.get(name)!r}, not {value!r}")
-        if answer.headers.get("cache-control") != "no-store":
-            found.append("no Cache-Control: no-store")
-        if self.status == UNAUTHORIZED:
-            found += self._challenge_problems(answer)
-        return found
-
-    def _challenge_problems(self, answer: Answer) -> list[str]:
-        challenge = answer.headers.get("www-authenticate", "")
-        found = []
-        if not challenge.startswith("Bearer "):
-            found.append("no Bearer challenge")
-        if self.error is None and "error=" in challenge:
-            found.append("a challenge with an error, although no token was sent")
-        if self.error is not None and f'error="{self.error}"' not in challenge:
-            found.append(f"a challenge without {self.error}")
-        if answer.headers.get("content-type", "").partition(";")[0] != PROBLEM:
-            found.append(f"not {PROBLEM}")
-        if not answer.members.get("traceId"):
-            found.append("no traceId")
-        return found
-
-
-def forged_token(algorithm: str) -> str:
-    """Return a token that looks like one of Entra's, but has no valid signature."""
-    header = {"alg": algorithm, "typ": "JWT", "kid": "smoke-test"}
-    claims = {"iss": "https://login.microsoftonline.com/forged/v2.0", "scp": "access_as_user"}
-    parts = [json.dumps(header).encode(), json.dumps(claims).encode(), secrets.token_bytes(256)]
-    return ".".join(base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in parts)
-
-
-def checks() -> list[Check]:
-    """Return the checks, in order."""
-
-    def refuses(what: str, code: str, token: str | None = None) -> Check:
-        error = None if token is None else code
-        return Check(f"refuses {what}", "/api/token", UNAUTHORIZED, ("code", code), token, error)
-
-    return [
-        Check("is up", "/api/health", OK, ("status", "healthy")),
-        Check("is ready", "/api/health/ready", OK, ("status", "ready")),
-        refuses("a call without a token", "missing_token"),
-        refuses("a forged token", "invalid_token", forged_token("RS256")),
-        refuses("an unsigned token", "invalid_token", forged_token("none")),
-    ]
-
-
-def ask(url: str, path: str, token: str | None) -> Answer:
-    """Return the answer to a GET.
-
-    Raises:
-        OSError, http.client.HTTPException: no answer came.
-    """
-    parts = urlsplit(url)
-    connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = connect(parts.netloc, timeout=REQUEST_SECONDS)
-    try:
-        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-        connection.request("GET", path, headers=headers)
-        response = connection.getresponse()
-        names = {name.lower(): value for name, value in response.getheaders()}
-        return Answer(response.status, names, response.read())
-    finally:
-        connection.close()
-
-
-def problems_until(url: str, check: Check, deadline: float) -> tuple[list[str], int | None]:
-    """Return what is wrong, and the status. Problems that may pass are retried until a deadline."""
+def result_of(url: str, check: Check, deadline: float, seconds: float, slow_ms: int) -> Result:
+    """Return what became of a check. Problems that may pass are retried until a deadline."""
     while True:
-        status = None
+        status, milliseconds, warnings = None, None, []
         try:
-            answer = ask(url, check.path, check.token)
+            answer = ask(url, check.path, check.token, seconds=seconds)
         except (OSError, http.client.HTTPException) as exc:
             found, may_pass = [f"no answer: {type(exc).__name__}: {exc}"], True
         else:
-            status = answer.status
+            status, milliseconds = answer.status, round(answer.seconds * 1000)
             # Until the code has arrived, the host has no function and answers 404.
             may_pass = status in SERVER_ERRORS or status == NOT_FOUND
-            found = check.problems(answer)
+            found = check.judge(answer)
+            if milliseconds > slow_ms:
+                warnings = [f"took {milliseconds} ms"]
         if not (found and may_pass) or time.monotonic() >= deadline:
-            return found, status
+            return Result(check.title, found, warnings, status, milliseconds)
         time.sleep(PAUSE_SECONDS)
 
 
-def main() -> int:
-    """Run the checks, print a line for each, and return the exit code."""
+def smoke_test(arguments: argparse.Namespace) -> int:
+    """Run the checks that need no token, print a line for each, and return the exit code."""
+    deadline = time.monotonic() + arguments.wait
+    results = Results(arguments.url)
+    for check in standard_checks():
+        result = result_of(arguments.url, check, deadline, arguments.timeout, sys.maxsize)
+        results.checks.append(result)
+        sys.stdout.write(f"{'FAILED' if result.problems else 'ok':<8}{check.title}\n")
+        sys.stdout.writelines(f"        {problem}\n" for problem in result.problems)
+    if {result.status for result in results.checks} == {NOT_FOUND}:
+        sys.stdout.write(NO_FUNCTION)
+    return results.exit_status
+
+
+def probe(arguments: argparse.Namespace) -> int:
+    """Run all checks, print one line, and return the exit code."""
+    deadline = time.monotonic() + arguments.wait
+    results = Results(arguments.url)
+    if urlsplit(arguments.url).scheme == "https":
+        results.checks.append(_certificate_result(results, arguments))
+    for check in standard_checks() + _checks_with_token(results, arguments):
+        results.checks.append(
+            result_of(arguments.url, check, deadline, arguments.timeout, arguments.slow_ms)
+        )
+    sys.stdout.write(f"{results.as_json() if arguments.json else results.line()}\n")
+    return results.exit_status
+
+
+def _certificate_result(results: Results, arguments: argparse.Namespace) -> Result:
+    title = "has a good certificate"
+    try:
+        certificate = certificate_of(arguments.url, seconds=arguments.timeout)
+    except OSError as exc:
+        return Result(title, [f"{type(exc).__name__}: {exc}"])
+    results.certificate_days, results.tls = certificate.days, certificate.tls
+    is_short = certificate.days < arguments.certificate_days
+    return Result(title, [], [f"it expires in {certificate.days} days"] if is_short else [])
+
+
+def _checks_with_token(results: Results, arguments: argparse.Namespace) -> list[Check]:
+    """Return the checks with a good token; a token that cannot be had is a failure."""
+    given = os.environ.get(TOKEN, "")
+    if not given and not arguments.token_command:
+        return []
+    try:
+        token = good_token(given) if given else token_from(arguments.token_command)
+    except NoTokenError as exc:
+        results.checks.append(Result("has a token to try", [str(exc)]))
+        return []
+    return checks_with(token, user=arguments.user)
+
+
+def _seconds(text: str) -> float:
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text):
+        raise argparse.ArgumentTypeError("is not a number of seconds")
+    return float(text)
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("url", help="URL of the function app, without /api")
     parser.add_argument(
         "--wait",
-        type=float,
-        default=600,
+        type=_seconds,
         metavar="SECONDS",
-        help="how long to wait for a service that is not up yet (default: %(default)s)",
+        help="how long to wait for a service that is not up yet (default: 600, as a probe 0)",
     )
-    arguments = parser.parse_args()
-    url = urlsplit(arguments.url.rstrip("/"))
-    if url.path or not url.hostname or url.query:
+    parser.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=REQUEST_SECONDS,
+        metavar="SECONDS",
+        help="how long one answer may take (default: %(default)s)",
+    )
+    probing = parser.add_argument_group("as a probe")
+    probing.add_argument("--probe", action="store_true", help="ask once, and print one line")
+    probing.add_argument("--json", action="store_true", help="print it as JSON")
+    probing.add_argument(
+        "--token-command",
+        metavar="COMMAND",
+        help=f"prints an access token for the broker; run without a shell. Or set {TOKEN}",
+    )
+    probing.add_argument("--user", metavar="ID", help="the ACS identity that the user must have")
+    probing.add_argument(
+        "--slow-ms",
+        type=int,
+        default=3000,
+        metavar="MS",
+        help="warn of an answer that takes longer (default: %(default)s)",
+    )
+    probing.add_argument(
+        "--certificate-days",
+        type=int,
+        default=14,
+        metavar="DAYS",
+        help="warn of a certificate that expires sooner (default: %(default)s)",
+    )
+    return _checked(parser, parser.parse_args())
+
+
+def _checked(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> argparse.Namespace:
+    text = arguments.url.rstrip("/")
+    port = text.rpartition(":")[2]
+    if not re.fullmatch(ORIGIN, text) or (port.isdigit() and int(port) > MAX_PORT):
         parser.error("the URL must have only a scheme and a host")
+    url = urlsplit(text)
     if url.scheme != "https" and not (url.scheme == "http" and url.hostname in LOOPBACK_HOSTS):
         parser.error("the URL must be https")
-    deadline = time.monotonic() + arguments.wait
-    failed = False
-    statuses = set()
-    for check in checks():
-        found, status = problems_until(url.geturl(), check, deadline)
-        failed = failed or bool(found)
-        statuses.add(status)
-        sys.stdout.write(f"{'FAILED' if found else 'ok':<8}{check.title}\n")
-        sys.stdout.writelines(f"        {problem}\n" for problem in found)
-    if statuses == {NOT_FOUND}:
-        sys.stdout.write(NO_FUNCTION)
-    return int(failed)
+    for_probe = arguments.json or arguments.token_command or arguments.user
+    if for_probe and not arguments.probe:
+        parser.error("this is for --probe only")
+    if arguments.user and not re.fullmatch(USER, arguments.user):
+        parser.error("--user must be an ACS identity, such as 8:acs:...")
+    if arguments.wait is None:
+        arguments.wait = 0 if arguments.probe else 600
+    arguments.url = url.geturl()
+    return arguments
+
+
+def main() -> int:
+    """Run the checks, print what they found, and return the exit code."""
+    arguments = _arguments()
+    return probe(arguments) if arguments.probe else smoke_test(arguments)
 
 
 if __name__ == "__main__":

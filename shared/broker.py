@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from contextlib import suppress
@@ -23,7 +24,7 @@ from shared.errors import (
     StorageUnavailableError,
     UserNotFoundError,
 )
-from shared.mappings.identities import refuse_gone
+from shared.mappings.identities import is_in_future, refuse_gone
 from shared.rate_limit import RateLimit
 from shared.single_flight import SingleFlight
 
@@ -160,6 +161,7 @@ class Broker:
         mapping = await self._identities.find(caller.person, admit=partial(refuse_revoked, caller))
         if mapping is None:
             raise UserNotFoundError("no active mapping")
+        await self._check_owner(mapping)
         audit.note(acs_id=mapping.acs_id)
         return mapping.acs_id
 
@@ -167,6 +169,7 @@ class Broker:
         """Return the caller's ACS identity; create it if necessary. Raises as `issue` does."""
         mapping = await self._mapping(caller)
         refuse_gone(mapping)
+        await self._check_owner(mapping)
         audit.note(acs_id=mapping.acs_id)
         return mapping.acs_id
 
@@ -246,9 +249,13 @@ class Broker:
         self, caller: Caller, mapping: IdentityMapping, issue: Issue
     ) -> tuple[IdentityMapping, AcsToken]:
         try:
-            return mapping, await issue(mapping.acs_id, mapping.revoked_before)
+            # At the same time, so that the first request does not take longer for it.
+            token, _ = await asyncio.gather(
+                issue(mapping.acs_id, mapping.revoked_before), self._check_owner(mapping)
+            )
         except IdentityGoneError:
             return await self._issue_healed(caller, mapping, issue)
+        return mapping, token
 
     async def _issue_healed(
         self, caller: Caller, mapping: IdentityMapping, issue: Issue
@@ -289,6 +296,17 @@ class Broker:
             (acs_id, mark, caller.issued_at, scopes, lifetime),
             lambda: self._acs.issue(acs_id, scopes=scopes, lifetime=lifetime, now=self._clock()),
         )
+
+    async def _check_owner(self, mapping: IdentityMapping) -> None:
+        """Refuse a row that names somebody else's identity, as after a restore or an edit by hand.
+
+        The index is asked once for each person and process; what is remembered, it has confirmed.
+
+        Raises:
+            StorageUnavailableError: it does.
+        """
+        if self._known_ids.get(mapping.person) != mapping.acs_id:
+            await self._identities.check_owner(mapping)
 
     def _remember(self, person: Person, acs_id: str) -> None:
         """Remember whose identity it is, so that the next token can be issued early."""
@@ -337,9 +355,15 @@ def refuse_revoked(caller: Caller | Administrator, mapping: IdentityMapping) -> 
 
     Raises:
         RevokedTokenError: it is.
+        StorageUnavailableError: the mark is in the future, so no new token would help.
     """
     if mapping.revoked_before is None:
         return
     mark = math.ceil(mapping.revoked_before.timestamp())
-    if caller.issued_at < mark:
-        raise RevokedTokenError("issued before the revocation", mark=mark)
+    if caller.issued_at >= mark:
+        return
+    if is_in_future(mapping.revoked_before, mapping.now):
+        fields = {"reason": f"revokedBefore is {mapping.revoked_before.isoformat()}"}
+        audit.record("mapping_in_future", fields | mapping.person._asdict(), level=logging.ERROR)
+        raise StorageUnavailableError("a row with a mark in the future")
+    raise RevokedTokenError("issued before the revocation", mark=mark)

@@ -7,10 +7,11 @@ No message quotes the text, which may hold an access key.
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+from shared.identifiers import GUID
 
 if TYPE_CHECKING:
     from urllib.parse import SplitResult
@@ -23,6 +24,10 @@ V1_ISSUERS = {
     "login.microsoftonline.us": "https://sts.windows.net",
     "login.partner.microsoftonline.cn": "https://sts.chinacloudapi.cn",
 }
+# Each external tenant (Microsoft Entra External ID) has a host of its own. It is named by the
+# tenant's id here, as in the issuer of the tenant's tokens; the metadata at the host with the
+# tenant's own name has that issuer, too. https://github.com/AzureAD/microsoft-authentication-library-for-js/pull/8595
+EXTERNAL_ID_SUFFIX = ".ciamlogin.com"
 # Microsoft Graph, by authority host. The Department of Defense shares the second authority, but has
 # a Graph of its own, which is not asked.
 # https://learn.microsoft.com/graph/deployments
@@ -47,7 +52,7 @@ TOKEN_EXCHANGE_AUDIENCES = {
     "login.microsoftonline.us": "api://AzureADTokenExchangeUSGov",
     "login.partner.microsoftonline.cn": "api://AzureADTokenExchangeChina",
 }
-ACS_HOST_SUFFIXES = (".communication.azure.com", ".communication.azure.us")
+ACS_HOST = r"([a-z0-9-]+\.)+communication\.azure\.(com|us)"
 STORAGE_HOST = (
     r"[a-z0-9]{{3,24}}\.(z\d+\.)?{service}(\.storage\.azure\.net"
     r"|\.core\.(windows\.net|usgovcloudapi\.net|chinacloudapi\.cn))"
@@ -58,9 +63,19 @@ LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 def entra_authority(text: str) -> str:
     """Return the origin of an Entra or loopback host, without a trailing slash."""
     host, origin = _origin(text)
-    if host not in LOOPBACK_HOSTS and host not in V1_ISSUERS:
-        raise ValueError(f"is not an Entra host: {', '.join(V1_ISSUERS)}")
+    if host.endswith(EXTERNAL_ID_SUFFIX) and external_tenant(origin) is None:
+        raise ValueError(f"does not name the tenant by its id: https://<id>{EXTERNAL_ID_SUFFIX}")
+    if host not in LOOPBACK_HOSTS and host not in V1_ISSUERS and not external_tenant(origin):
+        hosts = ", ".join([*V1_ISSUERS, f"<tenant id>{EXTERNAL_ID_SUFFIX}"])
+        raise ValueError(f"is not an Entra host: {hosts}")
     return origin
+
+
+def external_tenant(authority: str) -> str | None:
+    """Return the tenant that an External ID authority belongs to; None for other authorities."""
+    name = authority.removeprefix("https://").removesuffix(EXTERNAL_ID_SUFFIX)
+    is_external = authority == f"https://{name}{EXTERNAL_ID_SUFFIX}"
+    return name if is_external and GUID.fullmatch(name) else None
 
 
 def acs_endpoint(text: str) -> str:
@@ -119,16 +134,33 @@ def _storage_connection_string(text: str, service: str) -> str:
         return "UseDevelopmentStorage=true"  # The SDK takes it without a semicolon only.
     fields = _fields(text)
     _base64(fields.get("accountkey", ""), "AccountKey")
+    account = fields.get("accountname", "")
+    if not re.fullmatch(r"[a-z0-9]{3,24}", account):
+        raise ValueError("has no AccountName= of 3 to 24 lower-case letters and digits")
+    if "usedevelopmentstorage" in fields:  # The SDKs then ignore the account, or do not.
+        raise ValueError("has UseDevelopmentStorage= next to an account")
+    if f"{service}secondaryendpoint" in fields and f"{service}endpoint" not in fields:
+        raise ValueError(f"has {service.title()}SecondaryEndpoint= alone")
+    _check_storage_endpoint(fields, account, service)
+    return text
+
+
+def _check_storage_endpoint(fields: dict[str, str], account: str, service: str) -> None:
+    """Refuse the fields of a connection string unless their endpoint is that of the account."""
     suffix = fields.get("endpointsuffix", "core.windows.net")
-    default = f"https://{fields.get('accountname')}.{service}.{suffix}"
-    endpoint = _split(fields.get(f"{service}endpoint", default))
+    endpoint = _split(
+        fields.get(f"{service}endpoint", f"https://{account}.{service}.{suffix}").rstrip("/")
+    )
+    if endpoint.scheme not in {"https", "http"} or endpoint.query or "@" in endpoint.netloc:
+        raise ValueError("has an endpoint that is not a URL with only a scheme, a host and a path")
     if endpoint.hostname in LOOPBACK_HOSTS:
-        return text
+        return
     if {endpoint.scheme, fields.get("defaultendpointsprotocol", "https")} != {"https"}:
         raise ValueError("is not https")
-    if not _is_storage_host(endpoint.netloc, service):
+    if not _is_storage_host(endpoint.netloc, service) or endpoint.path:
         raise ValueError("is not the connection string of a storage account")
-    return text
+    if not endpoint.netloc.startswith(f"{account}."):
+        raise ValueError("has the endpoint of an account other than AccountName=")
 
 
 def _is_storage_host(host: str, service: str) -> bool:
@@ -137,7 +169,7 @@ def _is_storage_host(host: str, service: str) -> bool:
 
 def _acs_origin(text: str) -> str:
     host, origin = _origin(text)
-    if host not in LOOPBACK_HOSTS and not host.endswith(ACS_HOST_SUFFIXES):
+    if host not in LOOPBACK_HOSTS and not re.fullmatch(ACS_HOST, host):
         raise ValueError("is not the endpoint of an ACS resource (*.communication.azure.com)")
     return origin
 
@@ -156,16 +188,22 @@ def _origin(text: str) -> tuple[str, str]:
 
 def _split(text: str) -> SplitResult:
     try:
-        return urlsplit(text)
+        parts = urlsplit(text)
+        _ = parts.port  # Raises if it is not a port.
     except ValueError:  # Its message may quote a part of the connection string.
         raise ValueError("is not a URL") from None
+    # `urlsplit` drops line breaks without a word; what goes on to the SDK still has them.
+    if not re.fullmatch(r"[!-~]+", text):
+        raise ValueError("is not a URL")
+    return parts
 
 
 def _fields(text: str) -> dict[str, str]:
-    """Return the fields of a connection string, by name in lower case."""
-    parts = [part.partition("=") for part in text.removesuffix(";").split(";")]
-    fields = {name.lower(): value for name, _, value in parts}
-    well_formed = all(re.fullmatch(r"\w+", name) and equals for name, equals, _ in parts)
+    """Return the fields of a connection string, by name in lower case; no value is empty."""
+    parts = text.removesuffix(";").split(";")
+    well_formed = all(re.fullmatch(r"[A-Za-z0-9]+=[!-~]+", part) for part in parts)
+    pairs = [part.partition("=") for part in parts]
+    fields = {name.lower(): value for name, _, value in pairs}
     if len(fields) != len(parts) or not well_formed:
         raise ValueError("is not a connection string of the form name=value;name=value")
     return fields
@@ -174,6 +212,6 @@ def _fields(text: str) -> dict[str, str]:
 def _base64(text: str, name: str) -> str:
     try:
         base64.b64decode(text or "-", validate=True)
-    except binascii.Error:
+    except ValueError:
         raise ValueError(f"has no {name}= in base64") from None
     return text

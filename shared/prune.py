@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 from shared.clock import utc_now
 from shared.leavers import has_returned
 from shared.mappings.endings import is_deletion_due, is_mark_needed
-from shared.mappings.identities import CLOCK_TOLERANCE, LONGEST_LEASE, is_leased
+from shared.mappings.identities import (
+    CLOCK_TOLERANCE,
+    LONGEST_LEASE,
+    is_in_future,
+    is_leased,
+    not_in_future,
+)
 from shared.mappings.index_check import IndexCheck
 from shared.mappings.table import State, person_of, readable_of
 from shared.runs import MAX_DURATION, SECONDS_PER_DELETE, BrakeError, Piece, Work, reported
@@ -221,13 +227,14 @@ class Pruner:
     def _needed(self, mapping: IdentityMapping, now: datetime) -> Piece | None:
         """Return what a row needs, if anything."""
         about = {"acs_id": mapping.acs_id or None, **mapping.person._asdict()}
+        if _is_ahead(mapping, now):
+            # A wrong clock or an edit by hand: the row would never become idle, or its person would
+            # be locked out. Of an interrupted row, the rest is for the next run.
+            return Piece("mend", partial(self._set_back, mapping, now), about, calls_acs=False)
         if mapping.state is State.ERASED:
             needed = not is_mark_needed(mapping, now)
             mend = partial(self._mappings.remove, mapping)
             return Piece("mend", mend, about, calls_acs=False) if needed else None
-        if mapping.state is State.ACTIVE and mapping.last_used_on > now + CLOCK_TOLERANCE:
-            # It was written by a machine whose clock was wrong, and would never become idle.
-            return Piece("mend", partial(self._changed, mapping, now), about, calls_acs=False)
         reason = None
         if mapping.state is State.ACTIVE and mapping.last_used_on < now - self._settings.idle:
             reason = "idle"
@@ -238,8 +245,14 @@ class Pruner:
         end = partial(self._endings.end, mapping, reason=reason)
         return Piece(reason, end, about, mapping.failures)
 
-    async def _changed(self, mapping: IdentityMapping, now: datetime) -> bool:
-        return await self._mappings.change(mapping, last_used_on=now) is not None
+    async def _set_back(self, mapping: IdentityMapping, now: datetime) -> bool:
+        """Set dates in the future to now; the mark then still refuses every token from before."""
+        mark = mapping.revoked_before
+        changes = {
+            "last_used_on": not_in_future(mapping.last_used_on, now),
+            "revoked_before": not_in_future(mark, now) if mark else None,
+        }
+        return await self._mappings.change(mapping, **changes) is not None
 
     async def _recall(self, report: PruneReport, now: datetime) -> _Progress:
         """Return where the last run stopped, and put what it counted into the report."""
@@ -282,6 +295,12 @@ def _add_to(search: Search, entities: Sequence[Mapping[str, Any]]) -> None:
         used = entity.get("lastUsedOn")
         if entity.get("state") == State.ACTIVE and isinstance(used, datetime):
             search.add(person_of(entity), last_used_on=used)
+
+
+def _is_ahead(mapping: IdentityMapping, now: datetime) -> bool:
+    """Return whether a row's last use, while that counts, or its mark is in the future."""
+    used = mapping.last_used_on if mapping.state is State.ACTIVE else now
+    return is_in_future(max(used, mapping.revoked_before or used), now)
 
 
 def _is_interrupted(mapping: IdentityMapping, now: datetime) -> bool:

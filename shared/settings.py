@@ -21,6 +21,7 @@ from shared.endpoints import (
     blob_connection_string,
     blob_endpoint,
     entra_authority,
+    external_tenant,
     table_connection_string,
     table_endpoint,
 )
@@ -68,16 +69,22 @@ class EntraSettings:
     authority: str  # `https://login.microsoftonline.com`, without a trailing slash.
 
     @property
-    def v1_issuer(self) -> str:
-        """The beginning of every v1 issuer: `https://sts.windows.net` in the public cloud."""
+    def v1_issuer(self) -> str | None:
+        """The beginning of every v1 issuer: `https://sts.windows.net` in the public cloud.
+
+        None: v1 tokens are refused. That is so for External ID, since Microsoft documents none.
+        """
         host = self.authority.partition("://")[2]
+        if external_tenant(self.authority):
+            return None
         return V1_ISSUERS.get(host, V1_ISSUERS[PUBLIC_CLOUD])
 
     @property
     def graph(self) -> str:
         """The origin of Microsoft Graph; the local stack serves it together with Entra."""
         host = self.authority.partition("://")[2]
-        return f"https://{GRAPH_HOSTS[host]}" if host in GRAPH_HOSTS else self.authority
+        is_real = host in GRAPH_HOSTS or external_tenant(self.authority)
+        return self.graph_audience if is_real else self.authority
 
     @property
     def graph_audience(self) -> str:
@@ -300,6 +307,10 @@ def _entra(reader: _Reader) -> EntraSettings:
     served = {operator_tenant_id} - {CONSUMERS} if tenant_ids is None else tenant_ids
     if operator_tenant_id and operator_tenant_id not in served:
         reader.problems.append("ENTRA_OPERATOR_TENANT_ID is not one of ENTRA_TENANT_IDS")
+    authority = reader.read("ENTRA_AUTHORITY_HOST", entra_authority, f"https://{PUBLIC_CLOUD}")
+    external = external_tenant(authority or "")
+    if external and tenant_ids != frozenset({external}):
+        reader.problems.append("ENTRA_AUTHORITY_HOST names a tenant that is not ENTRA_TENANT_IDS")
     return EntraSettings(
         client_id=client_id,
         tenant_ids=tenant_ids,
@@ -308,7 +319,7 @@ def _entra(reader: _Reader) -> EntraSettings:
         allowed_client_ids=reader.read("ENTRA_ALLOWED_CLIENT_IDS", _guids, ""),
         admin_role=reader.read("ENTRA_ADMIN_ROLE", _app_role, "Mappings.Admin"),
         operator_tenant_id=operator_tenant_id,
-        authority=reader.read("ENTRA_AUTHORITY_HOST", entra_authority, f"https://{PUBLIC_CLOUD}"),
+        authority=authority,
     )
 
 
@@ -341,6 +352,8 @@ def _exchanges(reader: _Reader, entra: EntraSettings) -> ExchangeSettings:
     secret = reader.text("ENTRA_CLIENT_SECRET") or None
     if reader.text("ENTRA_CLIENT_CERTIFICATE") and secret:
         reader.problems.append("set at most one of ENTRA_CLIENT_CERTIFICATE, ENTRA_CLIENT_SECRET")
+    if names and external_tenant(entra.authority or ""):
+        reader.problems.append("ACS_EXCHANGES needs people of a workforce tenant, not External ID")
     for_teams = next(iter(names - {"entra"}), None)
     return ExchangeSettings(
         entra=entra_kind(scopes) if scopes and "entra" in names else None,

@@ -43,6 +43,7 @@ from shared.errors import (
 )
 from shared.http import TokenRequest
 from shared.identifiers import Person
+from shared.mappings.attempts import TableTime
 from shared.mappings.endings import ANNOUNCED_FOR, RENEWALS_A_DAY, Endings
 from shared.mappings.identities import SETTLED_AFTER, Identities
 from shared.mappings.table import LEASE, State
@@ -388,11 +389,11 @@ class TestUpstreamCalls:
     async def test_first_call(
         self, broker: Broker, acs: AcsEmulator, store: Store, caller: Caller
     ) -> None:
-        """The first token costs six calls; one of them writes the index."""
+        """The first token costs seven calls; two of them write the index and read it."""
         await broker.issue(caller, ANYTHING)
 
-        once = dict.fromkeys(("table_read", "table_insert", "create", "issue"), 1)
-        assert once | {"table_update": 2} == self.calls(acs, store)
+        once = dict.fromkeys(("table_insert", "create", "issue"), 1)
+        assert once | {"table_read": 2, "table_update": 2} == self.calls(acs, store)
 
     async def test_warm(
         self, broker: Broker, acs: AcsEmulator, store: Store, caller: Caller
@@ -417,7 +418,7 @@ class TestUpstreamCalls:
         store: Store,
         caller: Caller,
     ) -> None:
-        """A process that has not seen a person before finds the existing identity."""
+        """A process that has not seen a person before finds the identity, and asks the index."""
         first = await make_broker().issue(caller, ANYTHING)
         store.faults.clear()
 
@@ -425,7 +426,21 @@ class TestUpstreamCalls:
 
         assert first.acs_id == second.acs_id
         assert 1 == len(acs.created)
-        assert 1 == store.faults.count("table_read")
+        assert 2 == store.faults.count("table_read")
+
+    async def test_index_is_read_meanwhile(
+        self, make_broker: Callable[[], Broker], store: Store, caller: Caller, acs: AcsEmulator
+    ) -> None:
+        """The index is read while ACS issues, so nobody waits for it."""
+        await make_broker().issue(caller, ANYTHING)
+        acs.faults.fail_next("issue", delay=0.5)
+        store.faults.fail_next("table_read")  # Of the row; the next one is of the index.
+        store.faults.fail_next("table_read", delay=0.5)
+        started = time.monotonic()
+
+        await make_broker().issue(caller, ANYTHING)
+
+        assert 0.5 < time.monotonic() - started < 0.95
 
     async def test_shared(self, broker: Broker, acs: AcsEmulator, caller: Caller) -> None:
         """Fifty equal requests at once share one token; one with another lifetime gets its own."""
@@ -542,6 +557,84 @@ class TestRememberedIdentity:
             await broker.issue(caller, ANYTHING)
         assert 2 == acs.faults.count("issue")
         await broker.issue(caller, ANYTHING)
+
+
+class TestSharedIdentity:
+    """Two rows name one identity, since somebody edited a row or restored it from elsewhere."""
+
+    @pytest.fixture
+    def thief(self, caller: Caller) -> Caller:
+        """Somebody whose row has come to name the caller's identity."""
+        return replace(caller, person=Person(caller.person.tenant_id, f"{1:036}"))
+
+    @pytest.fixture
+    async def acs_id(self, broker: Broker, store: Store, caller: Caller, thief: Caller) -> str:
+        """The identity. Both rows were used just now, so no use has to be recorded."""
+        acs_id = (await broker.issue(caller, ANYTHING)).acs_id
+        await store.put(mapping_of(thief.person, datetime.now(UTC), acs_id=acs_id))
+        return acs_id
+
+    @pytest.mark.parametrize("ask", ["issue", "find_user", "create_user"])
+    async def test_refused(
+        self,
+        broker: Broker,
+        caller: Caller,
+        thief: Caller,
+        acs_id: str,
+        ask: str,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """Whoever is not in the index gets nothing, and is named; the other person is served."""
+        asked = (ANYTHING,) if ask == "issue" else ()
+        with pytest.raises(StorageUnavailableError, match="somebody else's identity"):
+            await getattr(broker, ask)(thief, *asked)
+
+        assert acs_id == (await broker.issue(caller, ANYTHING)).acs_id
+        lines = [json.loads(message) for message in caplog.messages]
+        found = [line for line in lines if line["event"] == "identity_shared"]
+        assert [(acs_id, thief.person.object_id)] == [
+            (line["acs_id"], line["object_id"]) for line in found
+        ]
+
+    async def test_row_changes_under_us(
+        self, broker: Broker, store: Store, caller: Caller, thief: Caller
+    ) -> None:
+        """A process that has served a person does not trust another id in the person's row."""
+        mine = await broker.issue(caller, ANYTHING)
+        own = await broker.issue(thief, ANYTHING)
+        await store.put(mapping_of(thief.person, datetime.now(UTC), acs_id=mine.acs_id))
+
+        with pytest.raises(StorageUnavailableError):
+            await broker.issue(thief, ANYTHING)
+        await store.put(mapping_of(thief.person, datetime.now(UTC), acs_id=own.acs_id))
+        assert own.acs_id == (await broker.issue(thief, ANYTHING)).acs_id
+
+    async def test_no_entry(
+        self,
+        make_broker: Callable[[], Broker],
+        store: Store,
+        caller: Caller,
+        thief: Caller,
+        acs_id: str,
+    ) -> None:
+        """If the index was lost, the first of the two to ask gets the identity, the other none."""
+        await store.ledger.forget_owner(acs_id, None)
+
+        assert acs_id == (await make_broker().issue(thief, ANYTHING)).acs_id
+        assert thief.person == await store.ledger.owner(acs_id)
+        with pytest.raises(StorageUnavailableError):
+            await make_broker().issue(caller, ANYTHING)
+
+    async def test_index_is_out_of_reach(
+        self, make_broker: Callable[[], Broker], store: Store, caller: Caller
+    ) -> None:
+        """Without the index, a person whom the process does not know gets no token."""
+        await make_broker().issue(caller, ANYTHING)
+        store.faults.fail_next("table_read")
+        store.faults.fail_next("table_read", status=503, times=3)
+
+        with pytest.raises(StorageUnavailableError):
+            await make_broker().issue(caller, ANYTHING)
 
 
 @pytest.fixture
@@ -698,10 +791,11 @@ class TestRevoked:
     @pytest.mark.parametrize(
         ("issued_at", "refused"), [(99, True), (100, True), (101, False)], ids=str
     )
-    def test_to_the_second(self, person: Person, issued_at: int, refused: bool) -> None:
+    async def test_to_the_second(self, person: Person, issued_at: int, refused: bool) -> None:
         """`iat` has whole seconds: a token from the second of the sign-out may be older."""
         mark = datetime.fromtimestamp(100.5, UTC)
-        mapping = mapping_of(person, mark, revoked_before=mark)
+        read = TableTime(mark, asyncio.get_running_loop().time())
+        mapping = mapping_of(person, mark, revoked_before=mark, read=read)
         caller = Caller(person, None, issued_at)
 
         if refused:
@@ -709,6 +803,29 @@ class TestRevoked:
                 refuse_revoked(caller, mapping)
         else:
             refuse_revoked(caller, mapping)
+
+    @pytest.mark.parametrize(("minutes", "refused"), [(4, True), (6, False)])
+    async def test_mark_in_the_future(
+        self,
+        broker: Broker,
+        acs: AcsEmulator,
+        store: Store,
+        caller: Caller,
+        minutes: int,
+        refused: bool,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """A mark that no clock can have set is our fault, not the token's: 503, and it is named."""
+        now = datetime.now(UTC)
+        acs.identities[ACS_ID] = Identity(ACS_ID)
+        mark = now + timedelta(minutes=minutes)
+        await store.put(mapping_of(caller.person, now, revoked_before=mark))
+
+        with pytest.raises(RevokedTokenError if refused else StorageUnavailableError):
+            await broker.issue(caller, ANYTHING)
+
+        assert ("mapping_in_future" in caplog.text) != refused
+        assert (caller.person.object_id in caplog.text) != refused
 
     async def test_shared_work(
         self, broker: Broker, acs: AcsEmulator, store: Store, caller: Caller

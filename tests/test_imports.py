@@ -24,11 +24,11 @@ FLOORS = [
     ["shared.rate_limit", "shared.settings"],
     [
         *("shared.audit", "shared.certificates", "shared.documents", "shared.endpoints"),
-        *("shared.errors", "shared.exchange_kinds", "shared.identifiers"),
+        *("shared.errors", "shared.exchange_kinds"),
     ],
     [
-        *("shared.circuit", "shared.clock", "shared.retry_after", "shared.retry_budget"),
-        *("shared.single_flight", "shared.strict_json"),
+        *("shared.circuit", "shared.clock", "shared.identifiers", "shared.retry_after"),
+        *("shared.retry_budget", "shared.single_flight", "shared.strict_json"),
     ],
 ]
 # The modules that may import a library, or `os` for the process's environment.

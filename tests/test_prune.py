@@ -393,11 +393,34 @@ class TestMending:
         clock.advance(days=91)
         assert 2 == (await pruner(max_share=1).run()).pruned
 
+    @pytest.mark.parametrize("state", [State.ACTIVE, State.ERASED, State.DELETING])
+    async def test_mark_in_the_future(
+        self, pruner: MakePruner, people: MakePeople, store: Store, clock: Clock, state: State
+    ) -> None:
+        """A mark from the future would lock the person out: it becomes now, and expires as usual.
+
+        It still refuses every token from before: it cannot have been meant for later ones.
+        """
+        (mapping,) = await people(active=1)
+        damaged = replace(mapping, state=state, revoked_before=clock.now + FAR)
+        if state is State.ERASED:
+            damaged = replace(damaged, acs_id="")
+        await store.put(damaged)
+
+        assert 1 == (await pruner().run()).mended
+        row = await store.row(mapping.person)
+        assert row is not None
+        assert clock.is_now(row["revokedBefore"])
+        assert state == row["state"]
+        assert damaged.last_used_on == row["lastUsedOn"]
+        assert 0 == (await pruner(dry_run=True).run()).mended
+
     async def test_small_difference_of_clocks(
         self, pruner: MakePruner, store: Store, clock: Clock
     ) -> None:
-        """A last use a little ahead is left alone: clocks may differ."""
-        await store.put(mapping_of(somebody(1), clock.now + timedelta(minutes=4)))
+        """A last use or a mark a little ahead is left alone: clocks may differ."""
+        soon = clock.now + timedelta(minutes=4)
+        await store.put(mapping_of(somebody(1), soon, revoked_before=soon))
 
         assert 0 == (await pruner(dry_run=True).run()).mended
 

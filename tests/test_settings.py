@@ -11,6 +11,7 @@ from shared.settings import BackupSettings, Settings, SettingsError
 
 CLIENT = "0fa5c3d7-b218-4e69-9c40-7d1e8b6f52a3"
 TENANT = "3e7a1c52-90b4-4d6f-8a21-5c0d9e4b7f10"
+EXTERNAL_ID = f"https://{TENANT}.ciamlogin.com"
 REQUIRED = {
     "ENTRA_CLIENT_ID": CLIENT,
     "ENTRA_TENANT_IDS": TENANT,
@@ -114,10 +115,11 @@ def test_forgives(changes: dict[str, str], expected: str) -> None:
         ("https://login.microsoftonline.us", "https://sts.windows.net"),
         ("https://login.partner.microsoftonline.cn/", "https://sts.chinacloudapi.cn"),
         ("http://127.0.0.1:7072", "https://sts.windows.net"),
+        (EXTERNAL_ID, None),
     ],
 )
-def test_authorities(host: str, v1_issuer: str) -> None:
-    """Sovereign clouds have their own v1 issuer; the local stack has that of the public cloud."""
+def test_authorities(host: str, v1_issuer: str | None) -> None:
+    """Each cloud has its v1 issuer; the local stack has the public cloud's, External ID none."""
     settings = Settings.from_env(REQUIRED | {"ENTRA_AUTHORITY_HOST": host})
 
     assert (host.rstrip("/"), v1_issuer) == (settings.entra.authority, settings.entra.v1_issuer)
@@ -138,6 +140,7 @@ def test_authorities(host: str, v1_issuer: str) -> None:
             "https://microsoftgraph.chinacloudapi.cn",
         ),
         ("http://127.0.0.1:7072", "http://127.0.0.1:7072", "https://graph.microsoft.com"),
+        (EXTERNAL_ID, "https://graph.microsoft.com", "https://graph.microsoft.com"),
     ],
 )
 def test_graph(host: str, graph: str, audience: str) -> None:
@@ -418,12 +421,22 @@ def test_refuses(name: str, value: str) -> None:
         ("MAPPINGS_CONNECTION_STRING", "AccountName=evil.example/;AccountKey=c2VjcmV0"),
         ("MAPPINGS_CONNECTION_STRING", "AccountName=contoso;AccountKey=?"),
         ("MAPPINGS_CONNECTION_STRING", "AccountKey=c2VjcmV0"),
+        (
+            "MAPPINGS_CONNECTION_STRING",
+            "AccountKey=eA==;TableEndpoint=https://contoso.table.core.windows.net",
+        ),
         ("MAPPINGS_CONNECTION_STRING", "UseDevelopmentStorage=false"),
         ("MAPPINGS_CONNECTION_STRING", STORAGE_BY_KEY.replace("https", "http")),
         ("MAPPINGS_CONNECTION_STRING", f"{STORAGE_BY_KEY};TableEndpoint=http://evil.example/"),
         ("BACKUP_CONNECTION_STRING", f"{STORAGE_BY_KEY};BlobEndpoint=https://evil.example"),
         ("BACKUP_CONNECTION_STRING", f"{STORAGE_BY_KEY};EndpointSuffix=evil.example"),
         ("BACKUP_CONNECTION_STRING", "AccountName=contoso;AccountKey=?"),
+        (
+            "BACKUP_CONNECTION_STRING",
+            "AccountKey=eA==;BlobEndpoint=https://contoso.blob.core.windows.net",
+        ),
+        ("ACS_CONNECTION_STRING", "endpoint=https://.communication.azure.com;accesskey=eA=="),
+        ("ACS_CONNECTION_STRING", "endpoint=https://contoso.communication.azure.com;accesskey="),
     ],
 )
 def test_refuses_connection_strings(name: str, value: str) -> None:
@@ -435,6 +448,43 @@ def test_refuses_connection_strings(name: str, value: str) -> None:
 
     assert all(problem.startswith(f"{name} ") for problem in caught.value.problems)
     assert "eA==" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        pytest.param(
+            {"ENTRA_TENANT_IDS": CLIENT}, "a tenant that is not ENTRA_TENANT_IDS", id="another"
+        ),
+        pytest.param(
+            {"ENTRA_TENANT_IDS": f"{TENANT},{CLIENT}"}, "is not ENTRA_TENANT_IDS", id="two tenants"
+        ),
+        pytest.param({"ENTRA_TENANT_IDS": "*"}, "is not ENTRA_TENANT_IDS", id="every tenant"),
+        pytest.param(
+            {"ENTRA_AUTHORITY_HOST": "https://contoso.ciamlogin.com"},
+            "does not name the tenant by its id",
+            id="by name",
+        ),
+        pytest.param(
+            {"ENTRA_AUTHORITY_HOST": f"{EXTERNAL_ID}.evil.example"},
+            "is not an Entra host",
+            id="evil",
+        ),
+        pytest.param(
+            {"ENTRA_AUTHORITY_HOST": f"{EXTERNAL_ID}:8443"}, "on the default port", id="port"
+        ),
+        pytest.param(
+            {"ACS_EXCHANGES": "entra"}, "ACS_EXCHANGES needs people of a workforce", id="exchange"
+        ),
+    ],
+)
+def test_external_id(changes: dict[str, str], problem: str) -> None:
+    """An External ID authority serves the one tenant that it names, and no exchange."""
+    good = REQUIRED | {"ENTRA_AUTHORITY_HOST": EXTERNAL_ID}
+    assert TENANT == Settings.from_env(good).entra.keys_of
+
+    with pytest.raises(SettingsError, match=problem):
+        Settings.from_env(good | changes)
 
 
 def test_lifetime_above_its_ceiling() -> None:

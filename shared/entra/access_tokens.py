@@ -263,11 +263,11 @@ def _tenant(claims: Mapping[str, Any], key: SigningKey, settings: EntraSettings)
     v2_issuer = f"{settings.authority}/{tenant_id}/v2.0"
     if version == "2.0":
         issuer, audiences = v2_issuer, {settings.client_id}
-    elif version == "1.0":
+    elif version == "1.0" and settings.v1_issuer is not None:
         issuer = f"{settings.v1_issuer}/{tenant_id}/"
         audiences = {settings.client_id, *settings.audiences}
     else:
-        raise InvalidTokenError("ver is neither 1.0 nor 2.0")
+        raise InvalidTokenError("ver is not a version that this authority issues")
     audience = claims.get("aud")
     if not isinstance(audience, str) or audience not in audiences:
         raise InvalidTokenError("not our audience")

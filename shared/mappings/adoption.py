@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from shared.errors import BusyError, ConflictError
-from shared.mappings.identities import LONGEST_LEASE, is_leased
+from shared.mappings.identities import LONGEST_LEASE, is_leased, not_in_future
 from shared.mappings.ownership import claim
 from shared.mappings.table import State
 
@@ -76,16 +76,18 @@ class Adoption:
         """
         for _ in range(TRIES):
             mapping = await self._mappings.read(person)
+            now = mapping.now
+            # A mark from the future would lock the person out until then.
+            mark = not_in_future(revoked_before, now) if revoked_before else None
             if mapping.acs_id == acs_id and mapping.state is State.ACTIVE:
-                if await self._has_mark(mapping, revoked_before):
+                if await self._has_mark(mapping, mark):
                     return False
                 continue
             _refuse_occupied(mapping, restoring=restoring)
             await self._claim(acs_id, person)
             if is_known is not None and not await is_known(acs_id):
                 raise ConflictError("ACS does not know the identity")
-            now = mapping.now
-            marks = [mark for mark in (mapping.revoked_before, revoked_before) if mark]
+            marks = [each for each in (mapping.revoked_before, mark) if each]
             adopted = await self._mappings.change(
                 mapping,
                 state=State.ACTIVE,

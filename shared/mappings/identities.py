@@ -93,6 +93,16 @@ def is_leased(mapping: IdentityMapping, now: datetime, longest: timedelta) -> bo
     return lease_until is not None and now < lease_until <= now + longest
 
 
+def is_in_future(date: datetime, now: datetime) -> bool:
+    """Return whether a date lies ahead by more than clocks differ: then it is wrong."""
+    return date > now + CLOCK_TOLERANCE
+
+
+def not_in_future(date: datetime, now: datetime) -> datetime:
+    """Return a date, or now if it is in the future: it cannot have been meant to be later."""
+    return now if is_in_future(date, now) else date
+
+
 def is_settled(mapping: IdentityMapping, now: datetime) -> bool:
     """Return whether all requests that read the row before it was last written have ended."""
     return mapping.written_on is None or now >= mapping.written_on + SETTLED_AFTER
@@ -186,6 +196,22 @@ class Identities:
         audit.record("tokens_revoked", fields)
         return await self._mappings.change(mapping, revoke_again=False)
 
+    async def check_owner(self, mapping: IdentityMapping) -> None:
+        """Refuse a row that names somebody else's identity; write a missing index entry.
+
+        Raises:
+            StorageUnavailableError: it does, or Table Storage failed.
+        """
+        acs_id, person = mapping.acs_id, mapping.person
+        if await self._ledger.owner(acs_id) == person:
+            return
+        if await claim(acs_id, person, mappings=self._mappings, ledger=self._ledger):
+            return
+        # Nobody's: the identity has just been taken out of the index, so the row has changed, too.
+        if await self._ledger.owner(acs_id) is not None:
+            report_shared(acs_id, person)
+            raise StorageUnavailableError("a row that names somebody else's identity")
+
     async def _advance(self, mapping: IdentityMapping, step: Step) -> IdentityMapping | None:
         """Do the next step; None if the table has to be read again."""
         match step:
@@ -196,7 +222,7 @@ class Identities:
                 await self.finish_revocation(mapping)
                 return None  # Its use has not been recorded yet.
             case Step.TOUCH:
-                await self._check_owner(mapping)
+                await self.check_owner(mapping)
                 return await self._mappings.change(mapping, last_used_on=mapping.now)
         # Asked before anything is stored that would have to be taken back.
         self._acs.admit_create()
@@ -226,18 +252,6 @@ class Identities:
             last_used_on=now,
         )
         return None if intent is None else await self._create(intent)
-
-    async def _check_owner(self, mapping: IdentityMapping) -> None:
-        """Refuse a row that names somebody else's identity; write a missing index entry."""
-        acs_id, person = mapping.acs_id, mapping.person
-        if await self._ledger.owner(acs_id) == person:
-            return
-        if await claim(acs_id, person, mappings=self._mappings, ledger=self._ledger):
-            return
-        # Nobody's: the identity has just been taken out of the index, so the row has changed, too.
-        if await self._ledger.owner(acs_id) is not None:
-            report_shared(acs_id, person)
-            raise StorageUnavailableError("a row that names somebody else's identity")
 
     async def _create(self, intent: IdentityMapping) -> IdentityMapping | None:
         """Create the identity that our intent announced; None if the row was taken over."""

@@ -170,10 +170,11 @@ class IdentityMappings:
     def unsettled(
         self, *, idle_before: datetime, future: datetime, start: Position | None = None
     ) -> AsyncIterator[Page]:
-        """Yield the rows that are not active, or were last used before or after a date."""
+        """Yield the rows that are not active, idle, or have a last use or mark in the future."""
         return pages_of(
             self._table,
-            "state ne @active or lastUsedOn lt @idle or lastUsedOn gt @future",
+            "state ne @active or lastUsedOn lt @idle"
+            " or lastUsedOn gt @future or revokedBefore gt @future",
             start=start,
             parameters={"active": State.ACTIVE.value, "idle": idle_before, "future": future},
         )

@@ -658,6 +658,36 @@ async def test_row_of_a_newer_version(
     assert object_id in line
 
 
+async def test_row_with_the_identity_of_another(
+    app: Client, running: Running, rewrite_row: Callable[..., Awaitable[None]]
+) -> None:
+    """Two rows name one identity: it is issued for the person whose it is, and for nobody else."""
+    mine, theirs = str(uuid.uuid4()), str(uuid.uuid4())
+    acs_id = (await app.get("/api/token", running.token_of_new_person(oid=mine))).json["user"]["id"]
+    now = datetime.now(UTC)
+    await rewrite_row(
+        theirs,
+        state="active",
+        acsId=acs_id,
+        attempt="theirs",
+        generation=1,
+        schema=1,
+        createdOn=now,
+        lastUsedOn=now,
+    )
+    del running.host.output[:]
+
+    answer = await app.get("/api/token", running.token_of_new_person(oid=theirs))
+
+    assert_problem(answer, 503, "storage_unavailable")
+    line = await running.host.printed('"event": "identity_shared"')
+    assert theirs in line
+    assert mine not in line
+    assert acs_id in line
+    served = await app.get("/api/token", running.token_of_new_person(oid=mine))
+    assert acs_id == served.json["user"]["id"]
+
+
 async def test_revoked(
     app: Client, running: Running, rewrite_row: Callable[..., Awaitable[None]]
 ) -> None:
@@ -820,12 +850,19 @@ async def test_misconfigured(
     app_at: Callable[..., Client], another_host: Callable[..., FunctionsHost]
 ) -> None:
     """Wrong settings: nothing is served, readiness fails, the log names every problem."""
-    host = another_host(ENTRA_CLIENT_ID="my-app", PRUNE_IDLE_DAYS="1")
+    host = another_host(
+        ENTRA_CLIENT_ID="my-app",
+        PRUNE_IDLE_DAYS="1",
+        MAPPINGS_TABLE_ENDPOINT=" ",  # As if it was not set.
+        MAPPINGS_CONNECTION_STRING="AccountKey=eA==;TableEndpoint=https://a.table.core.windows.net",
+    )
 
     assert_problem(await app_at(host).get("/api/token", "x"), 503, "misconfigured")
     assert_problem(await app_at(host).get("/api/health/ready"), 503, "misconfigured")
     line = await host.printed('"event": "settings_invalid"')
-    assert "ENTRA_CLIENT_ID is not a GUID; PRUNE_IDLE_DAYS is not a whole number" in line
+    assert "ENTRA_CLIENT_ID is not a GUID; MAPPINGS_CONNECTION_STRING has no AccountName=" in line
+    assert "PRUNE_IDLE_DAYS is not a whole number" in line
+    assert "eA==" not in line
     await host.printed('"code": "misconfigured"')
     assert 1 == sum('"event": "settings_invalid"' in each for each in host.output)
 

@@ -168,7 +168,18 @@ async def test_no_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://func.example.com", "https://func.example.com/api", "func.example.com"]
+    "url",
+    [
+        "http://func.example.com",
+        "https://func.example.com/api",
+        "func.example.com",
+        "https://somebody@func.example.com",
+        "https://func.example.com:99999",
+        "https://func.example.com?x",
+        "https://func.example.com#x",
+        "https://[::1",
+        "https://ﬀ.example.com",
+    ],
 )
 async def test_wrong_url(url: str) -> None:
     """The URL must be https, and have no path."""

@@ -90,6 +90,16 @@ def steps_of(job: dict[str, Any]) -> str:
     return " ".join(step.get("run", "") for step in job["steps"])
 
 
+def test_probe() -> None:
+    """The probe runs several times an hour if a URL is set, without any right in Azure."""
+    workflow = read(ROOT / ".github/workflows/probe.yml")
+    (job,) = workflow["jobs"].values()
+    assert "vars.PROBE_URL != ''" == job["if"]
+    assert "permissions" not in job
+    assert 'infra/smoke_test.py "$URL" --probe' in steps_of(job)
+    assert "bash" == workflow["defaults"]["run"]["shell"]  # So that tee does not hide a failure.
+
+
 def test_deploy() -> None:
     """Deploying waits for the environment's reviewers; forks cannot start it."""
     jobs = read(ROOT / ".github/workflows/deploy.yml")["jobs"]

@@ -122,6 +122,25 @@ class TestAdopt:
         for wanted, date in ((created, row["createdOn"]), (used, row["lastUsedOn"])):
             assert clock.is_now(date) if wanted == "now" else date == LONG_AGO
 
+    @pytest.mark.parametrize("has_it", [False, True])
+    async def test_mark_from_the_future(
+        self,
+        adoption: Adoption,
+        store: Store,
+        person: Person,
+        clock: Clock,
+        acs_id: str,
+        has_it: bool,
+    ) -> None:
+        """A mark that would lock the person out, as from a damaged backup, becomes now."""
+        if has_it:
+            await adoption.adopt(person, acs_id)
+        await adoption.adopt(person, acs_id, revoked_before=datetime(2999, 1, 1, tzinfo=UTC))
+
+        row = await store.row(person)
+        assert row is not None
+        assert clock.is_now(row["revokedBefore"])
+
     @pytest.mark.parametrize(
         ("stored", "given", "wanted"), [(2, None, 2), (2, 1, 2), (2, 3, 3), (None, 3, 3)]
     )

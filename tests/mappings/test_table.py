@@ -535,13 +535,16 @@ class TestLists:
             "5 creating": {"state": State.CREATING, "acs_id": ""},
             "6 deleting": {"state": State.DELETING},
             "7 erased": {"state": State.ERASED, "acs_id": ""},
+            "8 revoked": {"revoked_before": now + second},
+            "9 locked out": {"revoked_before": now + 3 * second},
         }
         for name, changes in rows.items():
             await store.put(mapping_of(Person(self.TENANT, name), now, **changes))
 
         found = await names(store.mappings.unsettled(idle_before=now, future=now + 2 * second))
 
-        assert ["1 idle", "4 later", "5 creating", "6 deleting", "7 erased"] == sorted(found)
+        expected = ["1 idle", "4 later", "5 creating", "6 deleting", "7 erased", "9 locked out"]
+        assert expected == sorted(found)
 
     async def test_tenants(self, store: Store, person: Person, now: datetime) -> None:
         """A page has the rows of one tenant, of one state if that is asked for; or of all."""
