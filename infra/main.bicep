@@ -76,6 +76,9 @@ param exchanges exchangeOptions = { kinds: [] }
 @description('What the ACS tokens allow, and for how long.')
 param tokens tokenOptions = { scopes: ['voip'], lifetimeMinutes: 60, maxLifetimeMinutes: 1440 }
 
+@description('Rules that narrow who may have what, such as loadJsonContent(\'policy.json\') in a parameter file; null: none. See docs/policy.md.')
+param trustPolicy object?
+
 @description('When identities that nobody uses are removed, and the limits on that.')
 param prune pruneOptions = {
   schedule: '0 0 3 * * *'
@@ -458,6 +461,7 @@ module app 'modules/app.bicep' = {
     entraOperatorTenantId: entraOperatorTenantId
     exchanges: exchanges
     tokens: tokens
+    trustPolicy: trustPolicy
     prune: prune
     backupEndpoint: backupStorage.outputs.blobEndpoint
     backupContainer: backupStorage.outputs.containerName

@@ -9,6 +9,9 @@ param entraClientId = readEnvironmentVariable('ENTRA_CLIENT_ID')
 param entraApplicationIdUri = readEnvironmentVariable('ENTRA_APPLICATION_ID_URI')
 param entraTenantIds = filter(map(split(readEnvironmentVariable('ENTRA_TENANT_IDS', ''), ','), item => trim(item)), item => !empty(item))
 
+// Who may have what, as a file that is reviewed as code is; docs/policy.md has an example.
+// param trustPolicy = loadJsonContent('policy.json')
+
 param allowedOrigins = filter(map(split(readEnvironmentVariable('ALLOWED_ORIGINS', ''), ','), item => trim(item)), item => !empty(item))
 param alertEmails = filter(map(split(readEnvironmentVariable('ALERT_EMAILS', ''), ','), item => trim(item)), item => !empty(item))
 

@@ -18,13 +18,12 @@ from shared.clock import utc_now
 from shared.errors import (
     BrokerError,
     IdentityGoneError,
-    InvalidRequestError,
     RevokedTokenError,
-    ScopeNotAllowedError,
     StorageUnavailableError,
     UserNotFoundError,
 )
 from shared.mappings.identities import is_in_future, refuse_gone
+from shared.policy import Policy
 from shared.rate_limit import RateLimit
 from shared.single_flight import SingleFlight
 
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from shared.mappings.identities import Identities
     from shared.mappings.table import IdentityMapping, IdentityMappings
     from shared.settings import AcsSettings
+    from shared.trust_policy import TrustPolicy
 
     Issue = Callable[[str, datetime | None], Awaitable[AcsToken]]
 
@@ -86,10 +86,11 @@ class Broker:
         acs: AcsIdentity,
         mappings: IdentityMappings,
         keys: SigningKeys,
+        policy: TrustPolicy | None = None,
         clock: Callable[[], datetime] = utc_now,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._settings = settings
+        self._policy = Policy(settings, policy)
         self._validator = validator
         self._identities = identities
         self._endings = endings
@@ -139,16 +140,15 @@ class Broker:
         """Issue an ACS token for the caller; the first call creates the ACS identity.
 
         Raises:
-            InvalidRequestError, ScopeNotAllowedError: the request is for more than the settings
-                allow.
+            InvalidRequestError, ScopeNotAllowedError, NotPermittedError, StepUpRequiredError,
+                InsufficientClaimsError: as `Policy.token` does.
             RevokedTokenError: the caller signed out everywhere after the token was issued.
             BusyError: another request is creating or deleting the same identity.
             StorageUnavailableError, IdentityGoneError, Upstream…Error: Table Storage or ACS failed.
         """
-        scopes = granted_scopes(request.scopes, self._settings)
-        lifetime = granted_lifetime(request.lifetime, self._settings)
-        acs_id, token = await self._issue(caller, scopes, lifetime)
-        audit.note(acs_id=acs_id, scopes=",".join(sorted(scopes)))
+        grant = self._policy.token(caller, request.scopes, request.lifetime)
+        acs_id, token = await self._issue(caller, grant.scopes, grant.lifetime)
+        audit.note(acs_id=acs_id, scopes=",".join(sorted(grant.scopes)))
         return IssuedToken(token.token, token.expires_on, acs_id)
 
     async def find_user(self, caller: Caller) -> str:
@@ -167,6 +167,7 @@ class Broker:
 
     async def create_user(self, caller: Caller) -> str:
         """Return the caller's ACS identity; create it if necessary. Raises as `issue` does."""
+        self._policy.check_identity(caller)
         mapping = await self._mapping(caller)
         refuse_gone(mapping)
         await self._check_owner(mapping)
@@ -314,32 +315,6 @@ class Broker:
         self._known_ids[person] = acs_id
         if len(self._known_ids) > MAX_REMEMBERED:
             del self._known_ids[next(iter(self._known_ids))]
-
-
-def granted_scopes(asked: frozenset[str] | None, settings: AcsSettings) -> frozenset[str]:
-    """Return the ACS scopes to ask for: the requested ones, or all that the settings allow.
-
-    Raises:
-        ScopeNotAllowedError: the settings do not allow a requested scope.
-    """
-    if asked is None:
-        return frozenset(settings.scopes)
-    if not asked.issubset(settings.scopes):
-        raise ScopeNotAllowedError("scopes beyond ACS_TOKEN_SCOPES")
-    return asked
-
-
-def granted_lifetime(asked: timedelta | None, settings: AcsSettings) -> timedelta:
-    """Return the lifetime to ask for.
-
-    Raises:
-        InvalidRequestError: it is longer than the settings allow.
-    """
-    if asked is None:
-        return settings.lifetime
-    if asked > settings.max_lifetime:
-        raise InvalidRequestError("expiresInMinutes above ACS_TOKEN_MAX_LIFETIME_MINUTES")
-    return asked
 
 
 def _is_recently_revoked(mapping: IdentityMapping) -> bool:

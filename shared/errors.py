@@ -5,10 +5,10 @@ for the log, and never leaves the service.
 
     BrokerError
     ├── 400 InvalidRequestError ── UnusableTokenError
-    ├── 401 MissingTokenError, InvalidTokenError, RevokedTokenError
+    ├── 401 MissingTokenError, InvalidTokenError, RevokedTokenError, StepUpRequiredError
     ├── 403 TenantNotAllowedError, InsufficientScopeError, ClientNotAllowedError,
     │       ScopeNotAllowedError, AdminRequiredError, ConsentRequiredError,
-    │       InsufficientClaimsError, NotAssignedError
+    │       InsufficientClaimsError, NotAssignedError, NotPermittedError
     ├── 404 UserNotFoundError, NotEnabledError
     ├── 409 ConflictError
     ├── 405 MethodNotAllowedError, 413 PayloadTooLargeError, 415 UnsupportedMediaTypeError
@@ -143,6 +143,25 @@ class RevokedTokenError(BrokerError):
         return {**super().challenge(), "error": "insufficient_claims"}
 
 
+class StepUpRequiredError(BrokerError):
+    """The access token is good, but the trust policy demands another sign-in than it shows.
+
+    401, unlike what Entra demands for the exchanges: here it is the token itself that another one
+    has to replace. https://learn.microsoft.com/entra/identity-platform/claims-challenge
+
+    Args:
+        reason: goes into the log.
+        claims: what the new one must satisfy.
+    """
+
+    status = HTTPStatus.UNAUTHORIZED
+    code = "insufficient_claims"  # That of Entra's claims challenges.
+    description = "This service wants this person to sign in again. Hand the claims to MSAL."
+
+    def __init__(self, reason: str, *, claims: str) -> None:
+        super().__init__(reason, claims=claims)
+
+
 class TenantNotAllowedError(BrokerError):
     """The access token is good, but this service does not serve its tenant."""
 
@@ -202,12 +221,24 @@ class ConsentRequiredError(BrokerError):
     )
 
 
+class NotPermittedError(BrokerError):
+    """The access token is good, but the trust policy does not grant its person what was asked."""
+
+    status = HTTPStatus.FORBIDDEN
+    code = "not_permitted"
+    description = "This service's policy does not permit this to this person with this app."
+
+
 class InsufficientClaimsError(BrokerError):
-    """Entra asks the caller for more before ACS may be called: another factor, a known device."""
+    """The caller has to sign in again: Entra wants another factor, a known device or the like.
+
+    What the trust policy demands comes this way only if no challenge can help; otherwise it is a
+    `StepUpRequiredError`.
+    """
 
     status = HTTPStatus.FORBIDDEN
     code = "insufficient_claims"  # That of Entra's claims challenges.
-    description = "Entra wants this person to sign in again. Hand the claims, if any, to MSAL."
+    description = "This person has to sign in again. Hand the claims, if any, to MSAL."
 
 
 class NotAssignedError(BrokerError):

@@ -21,6 +21,7 @@ from shared.errors import (
     UnusableTokenError,
     UpstreamBadResponseError,
 )
+from shared.policy import Policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,6 +71,7 @@ class Exchange:
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self._settings = settings.entra
+        self._policy = Policy(settings.acs, settings.policy)
         self._kinds = settings.exchanges
         self._entra = entra
         self._acs = acs
@@ -90,6 +92,8 @@ class Exchange:
             NotEnabledError: the settings do not turn this exchange on.
             UnusableTokenError: the token that the caller has sent cannot be exchanged.
             RevokedTokenError: the caller signed out everywhere after the token was issued.
+            NotPermittedError, StepUpRequiredError, InsufficientClaimsError: as
+                `Policy.check_exchange` does.
             NotAssignedError: the caller has no access to the ACS resource.
             StorageUnavailableError, Upstream…Error: Table Storage or ACS failed. Others as
                 `OnBehalfOf.token`.
@@ -108,6 +112,7 @@ class Exchange:
         if kind is None:
             raise NotEnabledError("not in ACS_EXCHANGES")
         audit.note(kind=kind.name, held=held is not None)
+        self._policy.check_exchange(caller, kind.name)
         mapping = await self._mappings.read(caller.person)
         refuse_revoked(caller, mapping)
         if held is None:

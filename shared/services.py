@@ -116,6 +116,7 @@ def build_services(env: Mapping[str, str]) -> Services:
         acs=acs,
         mappings=mappings,
         keys=keys,
+        policy=settings.policy,
     )
     exchange = Exchange(
         settings=settings,

@@ -27,11 +27,14 @@ from shared.endpoints import (
 )
 from shared.exchange_kinds import entra_kind, entra_scope_names, exchange_names, teams_kind
 from shared.identifiers import GUID
+from shared.microsoft_apps import is_microsofts
+from shared.trust_policy import Allowed, PolicyError, trust_policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from shared.exchange_kinds import ExchangeKind
+    from shared.trust_policy import TrustPolicy
 
 ACS_SCOPES = frozenset({"chat", "voip", "chat.join", "chat.join.limited", "voip.join"})
 LIFETIME_MINUTES = range(60, 1440 + 1)  # What ACS takes.
@@ -186,6 +189,7 @@ class Settings:
     entra: EntraSettings
     acs: AcsSettings
     exchanges: ExchangeSettings
+    policy: TrustPolicy | None  # None: the other settings decide alone.
     mappings: MappingsSettings
     prune: PruneSettings
     backup: BackupSettings | None  # None: there are no backups.
@@ -200,11 +204,13 @@ class Settings:
             SettingsError: at least one is missing or wrong; the error names them all.
         """
         reader = _Reader(env)
-        entra = _entra(reader)
+        entra, acs = _entra(reader), _acs(reader)
+        exchanges = _exchanges(reader, entra)
         settings = cls(
             entra=entra,
-            acs=_acs(reader),
-            exchanges=_exchanges(reader, entra),
+            acs=acs,
+            exchanges=exchanges,
+            policy=_policy(reader, entra, acs, exchanges),
             mappings=_mappings(reader),
             prune=_prune(reader),
             backup=_backup(reader),
@@ -237,6 +243,9 @@ class _Reader:
             return cast("Value", None)
         try:
             return parse(text)
+        except PolicyError as exc:
+            self.problems += [f"{name} {problem}" for problem in exc.problems]
+            return cast("Value", None)
         except ValueError as exc:
             self.problems.append(f"{name} {exc}")
             return cast("Value", None)
@@ -301,7 +310,7 @@ _lifetime = _duration(timedelta(minutes=1), LIFETIME_MINUTES[0], LIFETIME_MINUTE
 
 
 def _entra(reader: _Reader) -> EntraSettings:
-    client_id = reader.read("ENTRA_CLIENT_ID", _guid)
+    client_id = reader.read("ENTRA_CLIENT_ID", _own_app)
     tenant_ids = reader.read("ENTRA_TENANT_IDS", _tenants)
     operator_tenant_id = reader.read("ENTRA_OPERATOR_TENANT_ID", _guid, "") or None
     served = {operator_tenant_id} - {CONSUMERS} if tenant_ids is None else tenant_ids
@@ -361,6 +370,22 @@ def _exchanges(reader: _Reader, entra: EntraSettings) -> ExchangeSettings:
         client_secret=secret,
         client_certificate=certificate,
     )
+
+
+def _policy(
+    reader: _Reader, entra: EntraSettings, acs: AcsSettings, exchanges: ExchangeSettings
+) -> TrustPolicy | None:
+    kinds = (exchanges.entra, exchanges.teams)
+    # What is missing here is a problem of its own, and must not hide those of the policy.
+    longest = acs.max_lifetime or timedelta(minutes=LIFETIME_MINUTES[-1])
+    allowed = Allowed(
+        tenants=entra.tenant_ids,
+        clients=entra.allowed_client_ids or None,
+        scopes=frozenset(acs.scopes or ACS_SCOPES),
+        minutes=range(LIFETIME_MINUTES[0], longest // timedelta(minutes=1) + 1),
+        exchanges=frozenset(kind.name for kind in kinds if kind),
+    )
+    return reader.optional("TRUST_POLICY", lambda text: trust_policy(text, allowed))
 
 
 def _mappings(reader: _Reader) -> MappingsSettings:
@@ -425,6 +450,12 @@ def _guid(text: str) -> str:
     return text.lower()
 
 
+def _own_app(text: str) -> str:
+    if is_microsofts(text):
+        raise ValueError("is an app of Microsoft's, not a registration of yours")
+    return _guid(text)
+
+
 def _items(text: str) -> tuple[str, ...]:
     return tuple(item.strip() for item in text.split(",") if item.strip())
 
@@ -432,6 +463,9 @@ def _items(text: str) -> tuple[str, ...]:
 def _audiences(text: str) -> frozenset[str]:
     if not _items(text):
         raise ValueError("is not a list of audiences")
+    # A token for Microsoft Graph that some other app was given would open the broker, too.
+    if foreign := [item for item in _items(text) if is_microsofts(item)]:
+        raise ValueError(f"has an audience of Microsoft's own, not of yours: {', '.join(foreign)}")
     return frozenset(_items(text))
 
 

@@ -23,7 +23,7 @@ from local.serving.application import serve
 from shared import audit
 from shared import broker as broker_module
 from shared.acs.identity import AcsIdentity
-from shared.broker import Broker, granted_lifetime, granted_scopes, refuse_revoked
+from shared.broker import Broker, refuse_revoked
 from shared.entra.access_tokens import AccessTokenValidator, Caller
 from shared.entra.signing_keys import SigningKeys
 from shared.errors import (
@@ -1313,32 +1313,3 @@ class TestReady:
 
         seconds.now += broker_module.READY_SECONDS
         await broker.check_ready()
-
-
-class TestGranted:
-    """What may be asked for."""
-
-    @pytest.mark.parametrize(
-        ("asked", "granted"),
-        [
-            (None, {"chat", "voip"}),
-            ({"chat"}, {"chat"}),
-            ({"voip", "chat"}, {"chat", "voip"}),
-        ],
-    )
-    def test_scopes(self, asked: set[str] | None, granted: set[str]) -> None:
-        """All that the settings allow, or those asked for."""
-        assert granted == granted_scopes(None if asked is None else frozenset(asked), SETTINGS)
-
-    @pytest.mark.parametrize("asked", [{"chat.join"}, {"chat", "voip", "voip.join"}])
-    def test_more_scopes(self, asked: set[str]) -> None:
-        """One scope too many is refused, not left out."""
-        with pytest.raises(ScopeNotAllowedError):
-            granted_scopes(frozenset(asked), SETTINGS)
-
-    def test_lifetime(self) -> None:
-        """The default, or the one asked for, up to the maximum."""
-        assert HOUR == granted_lifetime(None, SETTINGS)
-        assert 2 * HOUR == granted_lifetime(2 * HOUR, SETTINGS)
-        with pytest.raises(InvalidRequestError):
-            granted_lifetime(2 * HOUR + timedelta(minutes=1), SETTINGS)

@@ -90,6 +90,7 @@ def every_error() -> list[BrokerError]:
     arguments: dict[type[BrokerError], dict[str, Any]] = {
         errors.RevokedTokenError: {"mark": 1_790_000_000},
         errors.InsufficientClaimsError: {"claims": CLAIMS},
+        errors.StepUpRequiredError: {"claims": CLAIMS},
         errors.InsufficientScopeError: {"scope": "access_as_user"},
         errors.MethodNotAllowedError: {"allowed": ("GET",)},
     }

@@ -17,14 +17,15 @@ FLOORS = [
     ["shared.services"],
     ["shared.directory", "shared.exchange"],
     ["shared.broker", "shared.prune", "shared.sweep"],
-    ["shared.leavers", "shared.mappings"],
+    ["shared.leavers", "shared.mappings", "shared.policy"],
     ["shared.acs", "shared.entra"],
     ["shared.http", "shared.runs"],
     ["shared.refusal_lines"],
     ["shared.rate_limit", "shared.settings"],
     [
         *("shared.audit", "shared.certificates", "shared.documents", "shared.endpoints"),
-        *("shared.errors", "shared.exchange_kinds"),
+        *("shared.errors", "shared.exchange_kinds", "shared.microsoft_apps"),
+        "shared.trust_policy",
     ],
     [
         *("shared.circuit", "shared.clock", "shared.identifiers", "shared.retry_after"),

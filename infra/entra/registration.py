@@ -29,6 +29,9 @@ SCOPE = "access_as_user"
 OWN_TENANT = "AzureADMyOrg"  # Of `signInAudience`; all others let other tenants' users sign in.
 ADMIN_ROLE = "Mappings.Admin"
 CONSENT_PAGE = "https://entra.microsoft.com/"
+# Of access tokens: `idtyp` tells apps' tokens from users', `xms_cc` which apps can handle claims
+# challenges.
+OPTIONAL_CLAIMS = ("idtyp", "xms_cc")
 LOCK = {"isEnabled": True, "allProperties": True}
 ROLES = (
     # An app that declares a role has no default role, so people need one that grants nothing more.
@@ -201,11 +204,11 @@ def _with_roles(roles: list[Object], unique_name: str) -> list[Object]:
 
 
 def _claims(claims: Object) -> Object:
-    """Return the optional claims with the one that tells apps' tokens from users'."""
+    """Return the optional claims with those that the broker reads."""
     of_access_token = claims.get("accessToken") or []
-    if any(claim["name"] == "idtyp" for claim in of_access_token):
-        return claims
-    return claims | {"accessToken": [*of_access_token, {"name": "idtyp"}]}
+    names = {claim["name"] for claim in of_access_token}
+    missing = [{"name": name} for name in OPTIONAL_CLAIMS if name not in names]
+    return claims | {"accessToken": [*of_access_token, *missing]}
 
 
 def _requests(application: Object, directory: Directory, wanted: Wanted) -> list[Object]:

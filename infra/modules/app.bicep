@@ -72,6 +72,9 @@ param exchanges exchangeOptions
 @description('What the ACS tokens allow.')
 param tokens tokenOptions
 
+@description('Rules that narrow who may have what; null: none.')
+param trustPolicy object?
+
 @description('When identities that nobody uses are removed.')
 param prune pruneOptions
 
@@ -131,6 +134,7 @@ var brokerSettings = {
   ACS_TOKEN_SCOPES: join(tokens.scopes, ',')
   ACS_TOKEN_LIFETIME_MINUTES: string(tokens.lifetimeMinutes)
   ACS_TOKEN_MAX_LIFETIME_MINUTES: string(tokens.maxLifetimeMinutes)
+  TRUST_POLICY: trustPolicy == null ? '' : string(trustPolicy)
   MAPPINGS_TABLE_ENDPOINT: tableEndpoint
   MAPPINGS_TABLE: mappingsTable
   AZURE_CLIENT_ID: identityClientId

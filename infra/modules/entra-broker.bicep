@@ -115,9 +115,9 @@ resource broker 'Microsoft.Graph/applications@v1.0' = {
     })
   )
   web: { redirectUris: ['https://entra.microsoft.com/'] }
-  // Distinguishes apps' tokens from users'.
+  // idtyp tells apps' tokens from users', xms_cc which apps can handle claims challenges.
   optionalClaims: {
-    accessToken: [{ name: 'idtyp' }]
+    accessToken: [{ name: 'idtyp' }, { name: 'xms_cc' }]
   }
   servicePrincipalLockConfiguration: { isEnabled: true, allProperties: true }
 }

@@ -39,6 +39,11 @@ var panels = [
     query: loadTextContent('../queries/workbook-refusals.kql')
   }
   {
+    title: 'What the trust policy decides'
+    shownAs: 'table'
+    query: loadTextContent('../queries/workbook-policy.kql')
+  }
+  {
     title: 'People, and what ACS logged for the same identities'
     shownAs: 'table'
     query: loadTextContent('../queries/workbook-people.kql')

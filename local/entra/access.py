@@ -35,7 +35,7 @@ def permitted(
         raise errors.no_consent(client)
     policy = directory.policy_for(resource, user)
     if policy and not strong:
-        raise errors.step_up(resource, policy)
+        raise errors.step_up(resource, errors.of_policy(policy))
     return granted  # All of them, however few were asked for.
 
 

@@ -153,19 +153,24 @@ def disabled() -> EntraError:
     return invalid_grant(50057, "The user account is disabled.")
 
 
-def step_up(resource: App, policy: str) -> EntraError:
-    """Return the error for a user who has to sign in with a second factor first."""
+def step_up(resource: App, wanted: Mapping[str, object]) -> EntraError:
+    """Return the error for a user who has to sign in with a second factor first.
+
+    Args:
+        resource: what the user wants a token for.
+        wanted: the members of the claims request that a new sign-in has to answer.
+    """
     message = (
         "Due to a configuration change made by your administrator, or because you moved to a new "
         "location, you must use multi-factor authentication to access "
         f"'{resource.client_id}'."
     )
-    claims = json.dumps(challenge(policy), separators=(",", ":"))
+    claims = json.dumps({"access_token": wanted}, separators=(",", ":"))
     return EntraError(
         "interaction_required", 50076, message, suberror="basic_action", claims=claims
     )
 
 
-def challenge(policy: str) -> dict[str, object]:
-    """Return the claims that ask for what a conditional access policy wants."""
-    return {"access_token": {"capolids": {"essential": True, "values": [policy]}}}
+def of_policy(policy: str) -> dict[str, object]:
+    """Return the claims request for what a conditional access policy wants."""
+    return {"capolids": {"essential": True, "values": [policy]}}

@@ -24,7 +24,7 @@ from local.entra.requests import (
     TokenRequest,
     Wanted,
     answered_claims,
-    requested_claims,
+    second_factor,
 )
 from local.entra.tokens import (
     CLIENT_ASSERTION,
@@ -244,9 +244,9 @@ class Grants(TokenIssuer):
             raise invalid_grant(50020, message)
         wanted = Wanted.parse(sign_in.scope, self.directory, tenant)
         scopes = permitted(self.directory, request.client, wanted, user, strong=sign_in.strong)
-        asked = requested_claims(request.form).get("capolids", {}).get("values") or []
-        if asked and not sign_in.strong:
-            raise errors.step_up(wanted.resource, str(asked[0]))
+        reason = second_factor(request.form)
+        if reason and not sign_in.strong:
+            raise errors.step_up(wanted.resource, reason)
         answer = self._access_token(request, wanted, scopes, user, strong=sign_in.strong)
         answer["scope"] = wanted.answer(scopes)
         if "openid" in wanted.openid:
@@ -269,6 +269,7 @@ class Grants(TokenIssuer):
         strong: bool = False,
     ) -> dict[str, object]:
         lifetime = usual_lifetime()
+        asked = answered_claims(request.form, wanted.resource, strong=strong)
         uti = secrets.token_urlsafe(16)
         if strong:
             self._strong.add(uti)
@@ -281,7 +282,7 @@ class Grants(TokenIssuer):
             tenant=request.tenant,
             authentication=request.authentication,
             lifetime=lifetime,
-            claims={**answered_claims(request.form, wanted.resource), "uti": uti},
+            claims={**asked, "uti": uti},
         )
         seconds = int(lifetime.total_seconds()) - 1
         return {

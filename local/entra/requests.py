@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 OPENID_SCOPES = frozenset({"openid", "profile", "email", "offline_access"})
 DEFAULT = ".default"
+SECOND_FACTOR = ("capolids", "acrs", "amr")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +123,26 @@ def requested_claims(form: Form) -> dict[str, dict[str, Any]]:
         raise EntraError("invalid_request", 9002313, "The claims are malformed.") from exc
 
 
-def answered_claims(form: Form, resource: App) -> dict[str, object]:
+def second_factor(form: Form) -> dict[str, Any] | None:
+    """Return the part of the `claims` parameter that asks for a second factor, if one does.
+
+    A conditional access policy does (`capolids`), an authentication context, each of which is for a
+    second factor here, or a method of authentication.
+
+    Raises:
+        EntraError: it is malformed.
+    """
+    asked = requested_claims(form)
+    wanted = {name: asked[name] for name in SECOND_FACTOR if asked.get(name)}
+    return wanted or None
+
+
+def answered_claims(form: Form, resource: App, *, strong: bool = False) -> dict[str, object]:
     """Return the claims of an access token that the `claims` parameter decides.
 
     A resource that refuses tokens from before some time sends its clients here with that time as an
-    essential `nbf`. A client that can handle such a challenge says so in `xms_cc`.
+    essential `nbf`, and one that wants an authentication context with that as an essential `acrs`.
+    A client that can handle such a challenge says so in `xms_cc`.
     """
     asked = requested_claims(form)
     try:
@@ -140,4 +156,9 @@ def answered_claims(form: Form, resource: App) -> dict[str, object]:
         claims |= {"iat": moment, "nbf": moment}
     if capabilities and "xms_cc" in resource.optional_claims:
         claims["xms_cc"] = capabilities
+    context = asked.get("acrs", {}).get("value")
+    if context and strong:
+        claims["acrs"] = [context]
+    if strong and resource.token_version == 1:
+        claims["amr"] = ["pwd", "mfa"]
     return claims

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from local.entra import errors
 from local.entra.errors import EntraError
-from local.entra.requests import requested_claims
+from local.entra.requests import second_factor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,18 +52,18 @@ class Sessions:
         chosen = (user for user in choices if user.object_id == params.get("account"))
         user = next(chosen, None)
         if user:
-            return Session(user, strong=self._policy(params, wanted, user) is not None)
+            return Session(user, strong=self._second_factor(params, wanted, user) is not None)
         if prompt in {"login", "select_account"}:
             return None
         session = self._sessions.get(request.cookies.get(SESSION_COOKIE, ""))
         hint = params.get("login_hint", "").lower()
         if session and hint in {"", session.user.user_name}:
             user = next((user for user in choices if user.account == session.user), None)
-        policy = self._policy(params, wanted, user) if user else None
-        if user and session and (policy is None or session.strong):
+        reason = self._second_factor(params, wanted, user) if user else None
+        if user and session and (reason is None or session.strong):
             return Session(user, strong=session.strong)
-        if prompt == "none" and policy and wanted:
-            raise errors.step_up(wanted.resource, policy)
+        if prompt == "none" and reason and wanted:
+            raise errors.step_up(wanted.resource, reason)
         if prompt == "none":
             message = "A silent sign-in request was sent but no user is signed in."
             raise EntraError("login_required", 50058, message)
@@ -90,8 +90,9 @@ class Sessions:
         self._sessions.pop(request.cookies.get(SESSION_COOKIE, ""), None)
         response.del_cookie(SESSION_COOKIE)
 
-    def _policy(self, params: Mapping[str, str], wanted: Wanted | None, user: User) -> str | None:
-        """Return the id of the conditional access policy that wants a second factor."""
-        asked = requested_claims(params).get("capolids", {}).get("values") or [None]
+    def _second_factor(
+        self, params: Mapping[str, str], wanted: Wanted | None, user: User
+    ) -> Mapping[str, object] | None:
+        """Return why a second factor is wanted, as a claims request: by the app or a policy."""
         own = self._entra.directory.policy_for(wanted.resource, user) if wanted else None
-        return asked[0] or own
+        return second_factor(params) or (errors.of_policy(own) if own else None)

@@ -15,6 +15,7 @@ var app = PublicClientApplicationBuilder
     .Create(Setting("CLIENT_ID"))
     .WithAuthority("https://login.microsoftonline.com/organizations")
     .WithRedirectUri("http://localhost")
+    .WithClientCapabilities(["cp1"]) // Tells Entra and APIs that this app can handle claims challenges.
     .Build();
 using var http = new HttpClient { Timeout = TimeSpan.FromSeconds(10) };
 var broker = new Broker(http, Setting("BROKER_URL"), app, $"api://{Setting("BROKER_CLIENT_ID")}/access_as_user");

@@ -68,7 +68,8 @@ export function brokerTokens(brokerUrl, getEntraToken) {
 
 // Returns a function that gets Entra tokens, and asks for a sign-in only where one is needed.
 export function signIn(auth, scopes) {
-  const app = new PublicClientApplication({ auth });
+  // The capability tells Entra and APIs that this app can handle claims challenges.
+  const app = new PublicClientApplication({ auth: { clientCapabilities: ["CP1"], ...auth } });
   const openBrowser = async (url) => console.log(`To sign in, open ${url}`);
   return async (claims) => {
     const [account] = await app.getAllAccounts();

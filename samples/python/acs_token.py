@@ -54,7 +54,7 @@ class Broker:
 
     def __call__(self) -> AccessToken:
         """Return a new ACS token or, if the broker cannot serve now, the last one again."""
-        entra = self._sign_in.get_token(self._scope)
+        entra = self._entra_token()
         give_up, pause, challenged = time.monotonic() + PATIENCE_SECONDS, 0.25, False
         while True:
             try:
@@ -62,7 +62,7 @@ class Broker:
             except BrokerError as error:
                 if error.claims and not challenged:
                     # Without the claims, MSAL would return the same token from its cache.
-                    entra = self._sign_in.get_token(self._scope, claims=error.claims)
+                    entra = self._entra_token(error.claims)
                     self._last, challenged = AccessToken("", 0), True
                     continue
                 if not error.may_pass:
@@ -75,6 +75,10 @@ class Broker:
                 time.sleep(pause)
             else:
                 return self._last
+
+    def _entra_token(self, claims: str | None = None) -> AccessToken:
+        # `enable_cae` tells Entra and APIs that this app can handle claims challenges (`cp1`).
+        return self._sign_in.get_token(self._scope, claims=claims, enable_cae=True)
 
     def _ask(self, entra_token: str) -> AccessToken:
         headers = {"Authorization": f"Bearer {entra_token}"}

@@ -10,12 +10,13 @@ https://learn.microsoft.com/entra/identity-platform/claims-validation
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NewType, Protocol, TypeGuard
 
 from jwt.algorithms import RSAAlgorithm
 
 from shared import audit
+from shared.entra.attributes import Attributes
 from shared.entra.compact_form import CompactToken
 from shared.errors import (
     AdminRequiredError,
@@ -57,6 +58,7 @@ class Caller:
     person: Person
     client_id: str | None
     issued_at: int  # `iat`, in Unix time.
+    attributes: Attributes = field(default_factory=Attributes, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +182,7 @@ def caller_from_claims(
     person, client_id = _who(claims, key, settings, now)
     _check_scope(claims, settings.required_scope)
     _check_client(client_id, settings)
-    return Caller(person, client_id, claims["iat"])
+    return Caller(person, client_id, claims["iat"], Attributes(claims))
 
 
 def administrator_from_claims(

@@ -56,6 +56,7 @@ SETTINGS_IN_AZURE = {
     "ACS_TOKEN_SCOPES": "voip",
     "ACS_TOKEN_LIFETIME_MINUTES": "60",
     "ACS_TOKEN_MAX_LIFETIME_MINUTES": "1440",
+    "TRUST_POLICY": "",
     "MAPPINGS_TABLE_ENDPOINT": "https://stabc.table.core.windows.net/",
     "MAPPINGS_TABLE": "IdentityMappings",
     "AZURE_CLIENT_ID": "44444444-4444-4444-8444-444444444444",

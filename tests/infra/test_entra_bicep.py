@@ -364,6 +364,7 @@ class TestPage:
             "Mappings.Admin",
             "User.Read",
             "idtyp",
+            "xms_cc",
             "requestedAccessTokenVersion",
             "knownClientApplications",
         ],

@@ -103,6 +103,10 @@ const ADVICE: Readonly<Record<string, Advice>> = {
     "Your organisation has not consented yet",
     "An administrator of your organisation has to consent once, for everybody. The operator of the broker has the link.",
   ),
+  not_permitted: tell(
+    "The broker's policy does not permit this to you",
+    "Ask the operator which of your groups or roles it is for.",
+  ),
   insufficient_claims: signInAgain(
     "Entra wants another proof that it is you",
     "Sign in again. Entra then asks for what is missing, such as a second factor.",

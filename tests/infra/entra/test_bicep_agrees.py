@@ -86,8 +86,8 @@ class TestContents:
         made = completed({}, Directory(TENANT), WANTED)
         assert made["api"]["requestedAccessTokenVersion"] == 2
         assert "requestedAccessTokenVersion: 2" in BROKER
-        assert made["optionalClaims"] == {"accessToken": [{"name": "idtyp"}]}
-        assert "accessToken: [{ name: 'idtyp' }]" in BROKER
+        assert made["optionalClaims"] == {"accessToken": [{"name": "idtyp"}, {"name": "xms_cc"}]}
+        assert "accessToken: [{ name: 'idtyp' }, { name: 'xms_cc' }]" in BROKER
         assert f"web: {{ redirectUris: ['{CONSENT_PAGE}'] }}" in BROKER
         assert made["servicePrincipalLockConfiguration"] == LOCK
 

@@ -663,6 +663,18 @@ class TestSignIn:
         access = unverified(tokens["access_token"])
         assert (moment, moment, ["cp1"]) == (access["iat"], access["nbf"], access["xms_cc"])
 
+    async def test_authentication_context(self, browser: Browser) -> None:
+        """Whoever signs in for a context gives a second factor, and the token has the context."""
+        claims = {"access_token": {"acrs": {"essential": True, "value": "c1"}}}
+        code = (await browser.sign_in(ADA.object_id))["code"]
+        refused = await browser.redeem_code(code, claims=json.dumps(claims))
+        assert ("interaction_required", [50076]) == (refused["error"], refused["error_codes"])
+        assert claims == json.loads(refused["claims"])
+
+        code = (await browser.sign_in(ADA.object_id, claims=json.dumps(claims)))["code"]
+        tokens = await browser.redeem_code(code, claims=json.dumps(claims))
+        assert ["c1"] == unverified(tokens["access_token"])["acrs"]
+
     async def test_form_post(self, browser: Browser) -> None:
         """An app may ask for its code in a form, which the page submits."""
         response = await browser.authorize(ADA.object_id, response_mode="form_post")
