@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from shared import audit
 from shared.acs.tokens import AcsToken
 from shared.clock import utc_now
+from shared.entra.access_tokens import Caller
 from shared.errors import (
     BrokerError,
     IdentityGoneError,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from shared.acs.identity import AcsIdentity
-    from shared.entra.access_tokens import AccessTokenValidator, Administrator, Caller
+    from shared.entra.access_tokens import AccessTokenValidator, Administrator
     from shared.entra.signing_keys import SigningKeys
     from shared.http import TokenRequest
     from shared.identifiers import Person
@@ -143,7 +144,8 @@ class Broker:
             InvalidRequestError, ScopeNotAllowedError, NotPermittedError, StepUpRequiredError,
                 InsufficientClaimsError: as `Policy.token` does.
             RevokedTokenError: the caller signed out everywhere after the token was issued.
-            BusyError: another request is creating or deleting the same identity.
+            BusyError: another request is creating or deleting the same identity, or more people ask
+                than ACS can serve in time.
             StorageUnavailableError, IdentityGoneError, Upstream…Error: Table Storage or ACS failed.
         """
         grant = self._policy.token(caller, request.scopes, request.lifetime)
@@ -206,7 +208,7 @@ class Broker:
         return None
 
     async def _mapping(self, caller: Caller) -> IdentityMapping:
-        admit = partial(refuse_revoked, caller)
+        admit = partial(refuse_revoked, caller, policy=self._policy)
         return await self._identities.get_or_create(caller.person, admit=admit)
 
     async def _issue(
@@ -223,10 +225,12 @@ class Broker:
         early: AcsToken | BaseException | None = None
         mapping: IdentityMapping | BaseException
         if known_id is None:
-            mapping = await self._mapping(caller)
+            with self._acs.expect_issue(person):
+                mapping = await self._mapping(caller)
         else:
+            issuing = issue(known_id, None)  # Raises before the row is read if there is no time.
             mapping, early = await asyncio.gather(
-                self._mapping(caller), issue(known_id, None), return_exceptions=True
+                self._mapping(caller), issuing, return_exceptions=True
             )
         if isinstance(mapping, BaseException):
             # For a caller who was refused, no token is issued early again.
@@ -271,7 +275,7 @@ class Broker:
         mapping = await self._mapping(caller)
         return mapping, await issue(mapping.acs_id, mapping.revoked_before)
 
-    async def _issue_for(
+    def _issue_for(
         self,
         acs_id: str,
         mark: datetime | None,
@@ -279,7 +283,7 @@ class Broker:
         caller: Caller,
         scopes: frozenset[str],
         lifetime: timedelta,
-    ) -> AcsToken:
+    ) -> asyncio.Future[AcsToken]:
         """Issue a token; requests with the same Entra token for the same share one call of ACS.
 
         That is safe although the call may have begun earlier: whether the token may be handed out,
@@ -292,10 +296,20 @@ class Broker:
             caller: whose Entra token it is.
             scopes: of the token.
             lifetime: of the token.
+
+        Raises:
+            BusyError, UpstreamThrottledError, UpstreamUnavailableError: now, not when the result is
+                awaited, if no call is made.
         """
-        return await self._issuing.run(
+        return self._issuing.start(
             (acs_id, mark, caller.issued_at, scopes, lifetime),
-            lambda: self._acs.issue(acs_id, scopes=scopes, lifetime=lifetime, now=self._clock()),
+            lambda: self._acs.issue(
+                acs_id,
+                scopes=scopes,
+                lifetime=lifetime,
+                now=self._clock(),
+                person=caller.person,
+            ),
         )
 
     async def _check_owner(self, mapping: IdentityMapping) -> None:
@@ -322,11 +336,15 @@ def _is_recently_revoked(mapping: IdentityMapping) -> bool:
     return mark is not None and mapping.now < mark + RECENTLY
 
 
-def refuse_revoked(caller: Caller | Administrator, mapping: IdentityMapping) -> None:
+def refuse_revoked(
+    caller: Caller | Administrator, mapping: IdentityMapping, policy: Policy | None = None
+) -> None:
     """Refuse an Entra token that is older than the caller's last "sign out everywhere".
 
     The challenge asks for a token from after it, in the form that MSAL passes on to Entra:
     https://learn.microsoft.com/entra/identity-platform/claims-challenge
+    It also asks for what the policy demands: a new token has only what was asked for, and with one
+    challenge after the other, an app would go back and forth between the two.
 
     Raises:
         RevokedTokenError: it is.
@@ -341,4 +359,5 @@ def refuse_revoked(caller: Caller | Administrator, mapping: IdentityMapping) -> 
         fields = {"reason": f"revokedBefore is {mapping.revoked_before.isoformat()}"}
         audit.record("mapping_in_future", fields | mapping.person._asdict(), level=logging.ERROR)
         raise StorageUnavailableError("a row with a mark in the future")
-    raise RevokedTokenError("issued before the revocation", mark=mark)
+    demands = policy.demands(caller) if policy and isinstance(caller, Caller) else None
+    raise RevokedTokenError("issued before the revocation", mark=mark, demands=demands)

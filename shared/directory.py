@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -139,7 +140,8 @@ class Directory:
         audit.note(acs_id=acs_id)
         if not administrator.may_adopt:
             raise AdminRequiredError("only the operator's administrators bring identities along")
-        return await self._adoption.adopt(person, acs_id, is_known=self._is_known)
+        is_known = partial(self._is_known, person)
+        return await self._adoption.adopt(person, acs_id, is_known=is_known)
 
     async def renew(self, administrator: Administrator, person: Person) -> dict[str, object]:
         """Give a person a new identity, because ACS no longer knows the one in the row.
@@ -157,7 +159,7 @@ class Directory:
         foreign = not await self._acs.owns(mapping.acs_id)
         if mapping.state is State.DELETING and not foreign:
             raise UserNotFoundError("the identity is being deleted")
-        if not foreign and await self._is_known(mapping.acs_id):
+        if not foreign and await self._is_known(person, mapping.acs_id):
             raise ConflictError("ACS knows the identity")
         if not await self._endings.give_up(mapping, foreign=foreign):
             raise BusyError("the row has just been changed")
@@ -165,15 +167,19 @@ class Directory:
         audit.note(acs_id=renewed.acs_id)
         return row_json(renewed)
 
-    async def _is_known(self, acs_id: str) -> bool:
+    async def _is_known(self, person: Person, acs_id: str) -> bool:
         """Ask ACS whether it knows an identity.
 
-        Issuing a token is the only way to ask that changes nothing; nobody gets the token.
+        Issuing a token is the only way to ask that changes nothing; nobody gets the token. It takes
+        the person's share of ACS's quota, so that administrators do not take everybody's.
         """
-        lifetime = self._settings.lifetime
         try:
             await self._acs.issue(
-                acs_id, scopes=self._settings.scopes, lifetime=lifetime, now=self._clock()
+                acs_id,
+                scopes=self._settings.scopes,
+                lifetime=self._settings.lifetime,
+                now=self._clock(),
+                person=person,
             )
         except IdentityGoneError:
             return False

@@ -29,6 +29,10 @@ from __future__ import annotations
 import base64
 import json
 from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 # The names of RFC 9110, section 15. `HTTPStatus.phrase` has older ones before Python 3.13.
 TITLES = {
@@ -128,15 +132,18 @@ class RevokedTokenError(BrokerError):
     Args:
         reason: goes into the log.
         mark: when a new one may have been issued at the earliest, in Unix time.
+        demands: what else it must satisfy, so that the next answer is not another challenge.
     """
 
     status = HTTPStatus.UNAUTHORIZED
     code = "token_revoked"
     description = "The access token has been revoked. Get a new one that satisfies the claims."
 
-    def __init__(self, reason: str, *, mark: int) -> None:
-        claims = {"access_token": {"nbf": {"essential": True, "value": str(mark)}}}
-        super().__init__(reason, claims=json.dumps(claims))
+    def __init__(
+        self, reason: str, *, mark: int, demands: Mapping[str, object] | None = None
+    ) -> None:
+        newer = {"nbf": {"essential": True, "value": str(mark)}}
+        super().__init__(reason, claims=json.dumps({"access_token": newer | dict(demands or {})}))
 
     def challenge(self) -> dict[str, str]:
         """Return Entra's claims challenge: without it MSAL offers the cached token again."""
@@ -401,15 +408,18 @@ class UpstreamThrottledError(BrokerError):
     status = HTTPStatus.SERVICE_UNAVAILABLE
     code = "upstream_throttled"
     description = "Azure Communication Services or Entra is limiting requests right now."
-    retry_after = 10
+    retry_after = 5
 
 
 class BusyError(BrokerError):
-    """Another request is at work on this person's identity right now."""
+    """Another request is at work on this person's identity, or too many people ask."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     code = "busy"
-    description = "This person's identity is being created, or the person was just signed out."
+    description = (
+        "This person's identity is being created, the person was just signed out, or more people"
+        " ask than Azure Communication Services can serve right now."
+    )
     retry_after = 2
 
 

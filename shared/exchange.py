@@ -114,7 +114,7 @@ class Exchange:
         audit.note(kind=kind.name, held=held is not None)
         self._policy.check_exchange(caller, kind.name)
         mapping = await self._mappings.read(caller.person)
-        refuse_revoked(caller, mapping)
+        refuse_revoked(caller, mapping, self._policy)
         if held is None:
             client_id: str | None = self._settings.client_id
             entra_token = await self._entra.token(
@@ -130,7 +130,7 @@ class Exchange:
         if token.expires_on < self._clock() + LEAST_LIFETIME:
             raise UpstreamBadResponseError("exchange: the token expires too soon")
         # Somebody may have signed the person out meanwhile.
-        refuse_revoked(caller, await self._mappings.read(caller.person))
+        refuse_revoked(caller, await self._mappings.read(caller.person), self._policy)
         return ExchangedToken(token.token, token.expires_on, user)
 
     def _check_held(

@@ -7,7 +7,7 @@ import base64
 import functools
 import json
 import logging
-import math
+import random
 import re
 import secrets
 import time
@@ -33,6 +33,7 @@ from shared.errors import (
 )
 from shared.identifiers import ACS_ID, GUID, Person
 from shared.refusal_lines import RefusalLines
+from shared.retry_after import spread
 from shared.settings import ACS_SCOPES, LIFETIME_MINUTES
 
 if TYPE_CHECKING:
@@ -409,7 +410,7 @@ def _problem(error: BrokerError, trace_id: str) -> func.HttpResponse:
             f'{name}="{value}"' for name, value in parameters.items()
         )
     if error.retry_after is not None:
-        headers["Retry-After"] = str(min(60, max(1, math.ceil(error.retry_after))))
+        headers["Retry-After"] = str(spread(error.retry_after, random.random()))  # noqa: S311
     if isinstance(error, MethodNotAllowedError):
         headers["Allow"] = ", ".join(error.allowed)
     problem = {

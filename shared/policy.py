@@ -96,6 +96,16 @@ class Policy:
 
         self._decide(caller, check, None)
 
+    def demands(self, caller: Caller) -> dict[str, object]:
+        """Return the claims that the caller's token must have, as a claims request asks for them.
+
+        None in audit mode, which refuses nobody.
+        """
+        decisive = rule_for(caller, self._rules) if self._rules else None
+        if decisive is None or decisive.rule is None or decisive.is_audit:
+            return {}
+        return demanded(decisive.rule)
+
     def _scopes_of(self, rule: Rule) -> frozenset[str]:
         scopes = rule.scopes & self._scopes
         if not scopes:
@@ -168,12 +178,12 @@ def check_demands(caller: Caller, rule: Rule) -> None:
         StepUpRequiredError: another sign-in can be, and the client can ask for it.
         InsufficientClaimsError: the client does not say that it can, or no token would show it.
     """
-    lacking: dict[str, dict[str, object]] = {}
-    if rule.context is not None and rule.context not in caller.attributes.contexts:
-        lacking["acrs"] = {"essential": True, "value": rule.context}
+    lacking = demanded(rule)
+    if rule.context is not None and rule.context in caller.attributes.contexts:
+        del lacking["acrs"]
     methods = caller.attributes.methods if rule.method is not None else frozenset[str]()
-    if rule.method is not None and rule.method not in (methods or ()):
-        lacking["amr"] = {"essential": True, "values": [rule.method]}
+    if rule.method is not None and rule.method in (methods or ()):
+        del lacking["amr"]
     if not lacking:
         return
     reason = f"the rule demands {' and '.join(lacking)}"
@@ -183,6 +193,16 @@ def check_demands(caller: Caller, rule: Rule) -> None:
         raise InsufficientClaimsError(f"{reason}: the client does not declare cp1")
     claims = json.dumps({"access_token": lacking}, separators=(",", ":"))
     raise StepUpRequiredError(reason, claims=claims)
+
+
+def demanded(rule: Rule) -> dict[str, object]:
+    """Return the claims that a rule demands, in the form of a claims request."""
+    claims: dict[str, object] = {}
+    if rule.context is not None:
+        claims["acrs"] = {"essential": True, "value": rule.context}
+    if rule.method is not None:
+        claims["amr"] = {"essential": True, "values": [rule.method]}
+    return claims
 
 
 def granted_scopes(asked: frozenset[str] | None, allowed: frozenset[str]) -> frozenset[str]:

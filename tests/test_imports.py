@@ -21,7 +21,7 @@ FLOORS = [
     ["shared.acs", "shared.entra"],
     ["shared.http", "shared.runs"],
     ["shared.refusal_lines"],
-    ["shared.rate_limit", "shared.settings"],
+    ["shared.quota", "shared.rate_limit", "shared.settings"],
     [
         *("shared.audit", "shared.certificates", "shared.documents", "shared.endpoints"),
         *("shared.errors", "shared.exchange_kinds", "shared.microsoft_apps"),

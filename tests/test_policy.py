@@ -263,6 +263,22 @@ class TestDemands:
             assert {"access_token": challenge} == json.loads(caught.value.claims or "")
             assert (401, "insufficient_claims") == (caught.value.status, caught.value.code)
 
+    def test_demands(self) -> None:
+        """What a new token must have, for whatever reason it is new; nothing in audit mode."""
+        rules = (
+            rule(roles=some("A"), context="c1", method="mfa"),
+            rule(name="lenient", roles=some("B"), context="c2", is_audit=True),
+            rule(name="all", groups=some(SALES)),
+        )
+
+        acrs = {"essential": True, "value": "c1"}
+        amr = {"essential": True, "values": ["mfa"]}
+        assert {"acrs": acrs, "amr": amr} == policy(*rules).demands(caller(roles=["A"]))
+        assert {} == policy(*rules).demands(caller(roles=["B"]))
+        assert {} == policy(*rules).demands(caller(groups=[SALES]))
+        assert {} == policy(*rules).demands(caller())
+        assert {} == Policy(SETTINGS, None).demands(caller(roles="?"))
+
     def test_client_that_cannot(self) -> None:
         """Without cp1 it is 403, without a challenge."""
         with pytest.raises(InsufficientClaimsError, match="cp1") as caught:

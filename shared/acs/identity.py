@@ -26,6 +26,7 @@ from azure.core.exceptions import (
 
 from shared import audit
 from shared.acs.breaker import Breaker
+from shared.acs.gate import Gate
 from shared.acs.tokens import check_contents, checked_token
 from shared.errors import (
     BrokerError,
@@ -37,18 +38,20 @@ from shared.errors import (
     UpstreamTimeoutError,
     UpstreamUnavailableError,
 )
-from shared.identifiers import ACS_ID
+from shared.identifiers import ACS_ID, Person
 from shared.retry_after import seconds_of
 from shared.retry_budget import RetryBudget
 from shared.single_flight import SingleFlight
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Iterable
+    from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable
+    from contextlib import AbstractContextManager
     from datetime import datetime
 
     from azure.communication.identity.aio import CommunicationIdentityClient
     from azure.core.credentials import AccessToken
 
+    from shared.acs.gate import Turn
     from shared.acs.tokens import AcsToken
 
 OPERATION_SECONDS = 4  # For the whole call; the SDK's read timeout starts again with every byte.
@@ -57,6 +60,7 @@ BOUNDS: dict[str, Any] = {"connection_timeout": 1, "read_timeout": 3, "permit_re
 ONCE: dict[str, Any] = {"retry_total": 0, **BOUNDS}
 EXPIRY_TOLERANCE = timedelta(minutes=5)
 MAX_LOGGED = 200  # characters
+NOBODY = Person("", "")
 
 
 class AcsIdentity:
@@ -73,15 +77,25 @@ class AcsIdentity:
         # What requests wait for. Each may fail while the other works. Revocations and deletions are
         # left out: they are stored, and the timers that finish them have brakes of their own.
         self._creating, self._issuing = Breaker("create"), Breaker("issue")
+        self._to_create, self._to_issue = Gate("create"), Gate("issue")
         self._retries = RetryBudget()
 
-    def admit_create(self) -> None:
-        """Raise UpstreamUnavailableError if creates keep failing, so that none is to be tried now.
+    @asynccontextmanager
+    async def turn_to_create(self, person: Person) -> AsyncIterator[None]:
+        """Wait until an identity may be created for a person, and let others wait for its end.
 
-        It is for the caller to ask before storing that a create begins: then nothing is stored that
-        would have to be taken back, and what is refused has certainly created nothing.
+        It is for the caller to enter before storing that a create begins: then nothing is stored
+        that would have to be taken back, and what is refused has certainly created nothing.
+
+        Raises:
+            UpstreamUnavailableError: creates keep failing.
+            BusyError, UpstreamThrottledError: ACS's quota is needed for others. Whoever gets an
+                identity needs a token next, so that is looked at as well.
         """
         self._creating.admit()
+        self._to_issue.check_newcomer()
+        async with self._to_create.turn(person):
+            yield
 
     async def create(self) -> str:
         """Create an identity and return its id. Never repeated: a failure may have created one."""
@@ -137,25 +151,59 @@ class AcsIdentity:
         async with _translated():
             await self._client.revoke_tokens(CommunicationUserIdentifier(acs_id), **ONCE)
 
-    async def issue(
-        self, acs_id: str, *, scopes: Iterable[str], lifetime: timedelta, now: datetime
-    ) -> AcsToken:
+    def expect_issue(self, person: Person) -> AbstractContextManager[None]:
+        """Count somebody who will need a token when some work is done.
+
+        Raises:
+            BusyError, UpstreamThrottledError: there would be no time for it, so the work is wasted.
+        """
+        return self._to_issue.expect(person)
+
+    def issue(
+        self,
+        acs_id: str,
+        *,
+        scopes: Iterable[str],
+        lifetime: timedelta,
+        now: datetime,
+        person: Person = NOBODY,
+    ) -> Coroutine[Any, Any, AcsToken]:
         """Issue an access token for an identity.
+
+        Whether that can be done in time is decided when this is called, not when it is awaited.
+
+        Args:
+            acs_id: the identity.
+            scopes: of the token.
+            lifetime: of the token.
+            now: the time.
+            person: whose share of ACS's quota it takes.
 
         Raises:
             IdentityGoneError: ACS does not know the identity.
             UpstreamUnavailableError: also if it keeps failing, so that ACS was not called.
+            BusyError, UpstreamThrottledError: it would not be this person's turn in time.
         """
-        asked = sorted(scopes)
         self._issuing.admit()
-        with self._issuing.watch():
-            async with _translated():
-                answer = await self._get_token(acs_id, asked, lifetime)
-            # The SDK's type says int; what it passes on is ACS's ISO 8601 text.
-            issued = checked_token(answer.token, answer.expires_on)
-            if abs(issued.expires_on - now - lifetime) > EXPIRY_TOLERANCE:
-                raise UpstreamBadResponseError("the lifetime is not the one asked for")
-            check_contents(issued.token, acs_ids={acs_id}, scopes=asked)
+        return self._issue(self._to_issue.turn(person), acs_id, sorted(scopes), lifetime, now)
+
+    async def _issue(
+        self, turn: Turn, acs_id: str, asked: list[str], lifetime: timedelta, now: datetime
+    ) -> AcsToken:
+        async with turn:
+            with self._issuing.watch():
+                return await self._checked_token(acs_id, asked, lifetime, now)
+
+    async def _checked_token(
+        self, acs_id: str, asked: list[str], lifetime: timedelta, now: datetime
+    ) -> AcsToken:
+        async with _translated():
+            answer = await self._get_token(acs_id, asked, lifetime)
+        # The SDK's type says int; what it passes on is ACS's ISO 8601 text.
+        issued = checked_token(answer.token, answer.expires_on)
+        if abs(issued.expires_on - now - lifetime) > EXPIRY_TOLERANCE:
+            raise UpstreamBadResponseError("the lifetime is not the one asked for")
+        check_contents(issued.token, acs_ids={acs_id}, scopes=asked)
         return issued
 
     async def _get_token(self, acs_id: str, scopes: list[str], lifetime: timedelta) -> AccessToken:

@@ -225,8 +225,8 @@ class Identities:
                 await self.check_owner(mapping)
                 return await self._mappings.change(mapping, last_used_on=mapping.now)
         # Asked before anything is stored that would have to be taken back.
-        self._acs.admit_create()
-        return await self._begin(mapping, step)
+        async with self._acs.turn_to_create(mapping.person):
+            return await self._begin(mapping, step)
 
     async def _begin(self, mapping: IdentityMapping, step: Step) -> IdentityMapping | None:
         """Announce a create in the row, and create; None if the table has to be read again."""

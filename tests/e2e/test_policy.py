@@ -7,6 +7,8 @@ import base64
 import json
 import re
 import uuid
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import jwt
@@ -17,7 +19,7 @@ import requests
 from local.entra.directory import ADA, BROKER, CONTOSO, DESKTOP_APP, WEB_APP
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from local.entra.objects import User
     from local.stack import FunctionsHost
@@ -215,7 +217,9 @@ SCOPE = f"{BROKER.uris[0]}/access_as_user"
 
 @pytest.mark.parametrize("running", ["managed_identity"], indirect=True)  # MSAL wants HTTPS.
 async def test_step_up(
-    app_with: Callable[..., tuple[FunctionsHost, Client]], running: Running
+    app_with: Callable[..., tuple[FunctionsHost, Client]],
+    running: Running,
+    rewrite_row: Callable[..., Awaitable[None]],
 ) -> None:
     """Refused, MSAL takes the challenge to Entra, the person gives a second factor, and is served.
 
@@ -223,7 +227,9 @@ async def test_step_up(
     again without it.
     """
     host, app = app_with({"rules": [{"name": "everybody", "scopes": ["chat"], "acrs": "c1"}]})
-    person = Person(running, ADA)
+    user = replace(ADA, object_id=str(uuid.uuid4()), user_name=f"{uuid.uuid4()}@contoso.example")
+    running.stack.entra.directory.users.append(user)
+    person = Person(running, user)
     first = await asyncio.to_thread(person.sign_in)
 
     refused = await app.get("/api/token", first)
@@ -233,7 +239,7 @@ async def test_step_up(
     assert 'error="insufficient_claims"' in header
     [encoded] = re.findall('claims="(.*?)"', header)
     assert C1 == json.loads(refused.json["claims"]) == json.loads(base64.b64decode(encoded))
-    assert "everybody" == (await audited(host, ADA.object_id))["policy_rule"]
+    assert "everybody" == (await audited(host, user.object_id))["policy_rule"]
 
     # Without the person, Entra refuses; its own claims are the same again.
     silent = await asyncio.to_thread(person.silently, refused.json["claims"])
@@ -245,3 +251,12 @@ async def test_step_up(
     # From now on, the cache has a token that is good enough.
     cached = await asyncio.to_thread(person.silently)
     assert second == cached["access_token"]
+
+    # After signing out everywhere, one challenge asks for both: a new token, and the context.
+    await rewrite_row(user.object_id, revokedBefore=datetime.now(UTC) - timedelta(seconds=2))
+    refused = await app.get("/api/token", second)
+    assert (401, "token_revoked") == (refused.status, refused.code)
+    asked = json.loads(refused.json["claims"])["access_token"]
+    assert {"nbf", "acrs"} == asked.keys()
+    third = await asyncio.to_thread(person.silently, refused.json["claims"])
+    assert 200 == (await app.get("/api/token", third["access_token"])).status

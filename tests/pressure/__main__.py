@@ -13,7 +13,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from tests.pressure import refusals, rollover
+from tests.pressure import crowd, refusals, rollover, shares
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 MEASUREMENTS: dict[str, Callable[[], Awaitable[list[Row]]]] = {
     "refusals": refusals.measure,
     "rollover": rollover.measure,
+    "crowd": crowd.measure,
+    "shares": shares.measure,
 }
 
 

@@ -25,6 +25,7 @@ JS = Path(__file__).parent.parent / "js"
 SCENARIOS = Path(__file__).parent / "scenarios"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PASS = 0
+STEP_UP = {"rules": [{"name": "everybody", "scopes": ["chat"], "acrs": "c1"}]}
 
 
 async def run(*command: str | Path, **environment: str) -> tuple[int | None, str]:
@@ -75,12 +76,14 @@ async def test_in_chromium() -> None:
         emulators(managed_identity=True) as stack,
         sample(stack, {}) as page,
         sample(stack, {"ACS_EXCHANGES": ""}) as page_without_exchanges,
+        sample(stack, {"TRUST_POLICY": json.dumps(STEP_UP)}) as page_with_policy,
         serve(clock_of(stack)) as clock,
     ):
         addresses = {
             "chromium": CHROMIUM,
             "page": page.url,
             "pageWithoutExchanges": page_without_exchanges.url,
+            "pageWithPolicy": page_with_policy.url,
             "entra": stack.entra.url,
             "acs": stack.acs.url,
             "clock": clock,

@@ -324,6 +324,24 @@ test("Entra wants a second factor, and the page goes on where it was", async () 
   await fetch(policies, { method: "DELETE" });
 });
 
+test("the broker's policy wants another sign-in, and the page hands its claims to Entra", async () => {
+  await Visit.make({ url: ADDRESSES.pageWithPolicy }, async (visit) => {
+    await visit.signIn("Ada");
+    const card = visit.card(MAPPED);
+
+    await card.get();
+    await card.becomes("refused");
+    assert.match(await card.element.innerText(), /Entra wants you to sign in again/);
+    assert.match((await visit.requests())[0], /401 +insufficient_claims$/);
+
+    const asked = visit.page.waitForRequest((request) => /\/authorize\?/.test(request.url()));
+    await card.button("Sign in again").click();
+    assert.match(new URL((await asked).url()).searchParams.get("claims"), /"acrs":/);
+    await visit.choose("Ada");
+    await visit.card(MAPPED).becomes("valid");
+  });
+});
+
 test("with the refresh token gone, Entra is asked in a hidden frame, then the person", async () => {
   await Visit.make({}, async (visit) => {
     await visit.signIn("Grace");

@@ -1,0 +1,267 @@
+"""A process's part of a quota of ACS: how fast it calls, how many at once, and who is next.
+
+It is pure: it calls nothing and waits for nothing, and the time is an argument.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, OrderedDict, deque
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shared.identifiers import Person
+
+# ACS allows as many calls of an operation in 30 seconds for a resource, whoever makes them.
+# https://learn.microsoft.com/azure/communication-services/concepts/service-limits#identity
+PUBLISHED = 1000
+WINDOW_SECONDS = 30
+# 350 at once and 20 a second after that are 950 in the first 30 seconds; growth adds less than 50.
+BURST_SHARE = 0.35
+FIRST_SHARE = 0.6
+MOST_SHARE = 0.96  # In the long run. So one process alone never meets a 429.
+GROWTH = (
+    0.003  # A second, while every call that is allowed is made: a third in a minute and a half.
+)
+CUT = 0.9  # After a 429, of the part that this process has had of the last window.
+LEAST_PER_SECOND = 0.5  # With 40 processes, 60 % of the quota.
+AT_ONCE = 100  # As many as aiohttp opens connections; further calls would wait for one.
+# A request has 7.5 seconds: 4 for the call, 1 for the table, and these.
+WAIT_SECONDS = 2.5
+LEAST_PLACES = 8
+PLACES_FOR_ONE = 4  # A person has a few devices, and each asks for one token.
+SHARE_OF_LEFT = 8  # How many times what is left a tenant may have: alone, eight ninths.
+SAVED_SECONDS = 10.0
+PAUSE_SECONDS = (1.0, 30.0)  # The window is over after that.
+LONGEST_WAIT = 60.0  # What Retry-After says at most.
+
+
+class Refusal(Enum):
+    """Why a call is not made; the text is for the log."""
+
+    THROTTLED = "ACS limits us, so it was not called"
+    FULL = "as many calls of ACS are waiting as can be made in time"
+    TENANT = "the tenant has its share of the calls of ACS that are waiting"
+    PERSON = "the person has enough calls of ACS that are waiting"
+    NEWCOMER = "calls of ACS for people with an identity come first"
+
+
+class Quota:
+    """Spends a quota that other processes spend, too, and that nobody can ask for.
+
+    It begins below what is published. It allows more while every call that it allows is made and
+    succeeds, and less after a 429; when nobody has asked for a while, it begins anew. Nothing is
+    written or shared: all that a process knows of the others is what ACS answers.
+
+    Who cannot be served at once gets a place to wait in. Tenants take turns, and so do the people
+    of a tenant, so nobody gets more than others who are waiting, and nobody who is alone waits for
+    nobody. There are as many places as calls can be made before the requests are over.
+
+    Args:
+        published: how many calls there may be in 30 seconds.
+    """
+
+    def __init__(self, *, published: int = PUBLISHED) -> None:
+        self._published = published
+        self._first = published * FIRST_SHARE / WINDOW_SECONDS
+        self._most = published * MOST_SHARE / WINDOW_SECONDS
+        self._burst = published * BURST_SHARE
+        self.per_second = self._first
+        self._left = self._burst  # How many calls may be made now.
+        self._left_at = 0.0
+        self._at_once = AT_ONCE
+        self._running = 0
+        self._seconds = 1.0  # What a call takes. Until one has ended, the worst of a normal day.
+        self._made = 0.0  # In the last window, the older the less.
+        self._made_at = 0.0
+        self._paused_until = float("-inf")
+        self._cut_at = float("-inf")
+        self.is_throttled = False  # Since a 429, no call has succeeded.
+        self._free_at = 0.0  # When everybody who was refused can have come back.
+        self._turns: OrderedDict[str, OrderedDict[Person, deque[object]]] = OrderedDict()
+        self._waiting = 0
+        # With those who are about to ask, whose rows are being read.
+        self._places_of: Counter[str | Person] = Counter()  # Of a tenant, and of a person.
+        self._places = 0
+
+    def refusal(self, person: Person, now: float) -> Refusal | None:
+        """Return why a call for a person could not be made in time, or None."""
+        if now < self._paused_until:
+            return Refusal.THROTTLED
+        places = self._places_at(now)
+        free = places - self._places
+        if free < 1:
+            return Refusal.FULL
+        tenants = self._places_of.get(person.tenant_id, 0)
+        # The last place is for a tenant that has none.
+        if tenants and tenants >= SHARE_OF_LEFT * (free - 1):
+            return Refusal.FULL if tenants == self._places else Refusal.TENANT
+        own = self._places_of.get(person, 0)
+        if own and (own >= PLACES_FOR_ONE or self._places >= places / 2):
+            return Refusal.PERSON
+        return None
+
+    def refuses_newcomers(self, now: float) -> Refusal | None:
+        """Return why nobody should be served now who has to be served elsewhere first, or None.
+
+        Half of what may be called at once is for others.
+        """
+        if now < self._paused_until:
+            return Refusal.THROTTLED
+        self._refill(now)
+        few = self._waiting > 0 or self._left < self._capacity / 2
+        return Refusal.NEWCOMER if few else None
+
+    def retry_after(self, now: float) -> float:
+        """Return when a caller who is refused should come back, in seconds.
+
+        Each is given the moment after that of the one before, so that they come back as fast as
+        they can be served.
+        """
+        start = max(self._free_at, self._paused_until, now)
+        self._free_at = min(start + 1 / self.per_second, now + LONGEST_WAIT)
+        return self._free_at - now
+
+    def counts(self, person: Person) -> bool:
+        """Return whether somebody is waiting, or about to ask."""
+        return person in self._places_of
+
+    def take(self, now: float) -> bool:
+        """Begin a call, if one may be made at once and nobody is waiting."""
+        return not self._waiting and self._take(now)
+
+    def enter(self, person: Person) -> None:
+        """Count somebody who is about to ask."""
+        self._places += 1
+        self._places_of[person.tenant_id] += 1
+        self._places_of[person] += 1
+
+    def leave(self, person: Person) -> None:
+        """No longer count somebody who was about to ask."""
+        self._places -= 1
+        for key in (person.tenant_id, person):
+            self._places_of[key] -= 1
+            if not self._places_of[key]:
+                del self._places_of[key]
+
+    def wait(self, person: Person, place: object) -> None:
+        """Let somebody wait in a place, which `next` will return."""
+        self.enter(person)
+        people = self._turns.setdefault(person.tenant_id, OrderedDict())
+        people.setdefault(person, deque()).append(place)
+        self._waiting += 1
+
+    def give_up(self, person: Person, place: object) -> None:
+        """Take back a place, unless `next` has returned it."""
+        places = self._turns.get(person.tenant_id, OrderedDict()).get(person, deque())
+        if place in places:
+            places.remove(place)
+            self._tidy(person)
+
+    def next(self, now: float) -> object | None:
+        """Begin a call for whose turn it is, and return the place; None if there is none now."""
+        if not self._waiting or not self._take(now):
+            return None
+        tenant_id, people = next(iter(self._turns.items()))
+        person, places = next(iter(people.items()))
+        place = places.popleft()
+        people.move_to_end(person)
+        self._turns.move_to_end(tenant_id)
+        self._tidy(person)
+        return place
+
+    def next_in(self, now: float) -> float | None:
+        """Return in how many seconds to ask for the next; None if a call has to end first."""
+        if not self._waiting or self._running >= self._at_once:
+            return None
+        self._refill(now)
+        pause = max(0.0, self._paused_until - now)
+        return pause + max(0.0, 1 - self._left) / self.per_second
+
+    def ended(self, began: float, now: float, *, succeeded: bool) -> None:
+        """Count the end of a call."""
+        self._running -= 1
+        self._seconds += (now - began - self._seconds) / 10
+        if not succeeded or began <= self._cut_at:
+            return
+        self.is_throttled = False
+        self._at_once = min(AT_ONCE, self._at_once + 1)
+        self._refill(now)
+        if self._waiting or self._left < 1:
+            self.per_second = min(self._most, self.per_second + GROWTH)
+
+    def throttled(self, began: float, now: float, wait: float) -> bool:
+        """Stop for a while after a 429, and go on slowly; False if that was known already.
+
+        Args:
+            began: when the call began. The others that were under way get a 429, too.
+            now: the time.
+            wait: what Retry-After says.
+        """
+        if began <= self._cut_at:
+            return False
+        self._decay(now)
+        if not self.is_throttled:  # Else it was the first call after a pause, and says nothing.
+            measured = min(self.per_second, self._made / WINDOW_SECONDS)
+            self.per_second = max(LEAST_PER_SECOND, CUT * measured)
+        least, most = PAUSE_SECONDS
+        pause = min(most, max(least, wait))
+        self._paused_until = now + pause
+        self._cut_at, self.is_throttled = now, True
+        self._at_once = 1  # The first call after the pause shows whether ACS takes more.
+        # ACS counts nothing meanwhile, so what is not called now may be called then.
+        self._left = max(1.0, self.per_second * min(pause, SAVED_SECONDS))
+        self._left_at = self._paused_until
+        return True
+
+    @property
+    def _capacity(self) -> float:
+        """How many calls may be made at once after a pause."""
+        return max(1.0, min(self._burst, self._burst * self.per_second / self._first))
+
+    def _refill(self, now: float) -> None:
+        if now <= self._left_at:
+            return
+        self._left += (now - self._left_at) * self.per_second
+        self._left_at = now
+        if self._left >= self._capacity:
+            self._left = self._capacity
+            if not self.is_throttled:  # The crowd is gone, and what was learned from it is old.
+                self.per_second = self._first
+
+    def _take(self, now: float) -> bool:
+        if now < self._paused_until or self._running >= self._at_once:
+            return False
+        self._refill(now)
+        if self._left < 1:
+            return False
+        self._left -= 1
+        self._running += 1
+        self._decay(now)
+        self._made += 1
+        return True
+
+    def _decay(self, now: float) -> None:
+        self._made *= math.exp((self._made_at - now) / WINDOW_SECONDS)
+        self._made_at = now
+
+    def _places_at(self, now: float) -> float:
+        """Return how many calls could begin before those who wait for them have to give up.
+
+        By Little's law, as many end in a second as are under way, divided by what one takes.
+        """
+        self._refill(now)
+        allowed = self._left + self.per_second * WAIT_SECONDS
+        ending = self._at_once * WAIT_SECONDS / max(self._seconds, 0.01)
+        return max(LEAST_PLACES, min(allowed, self._at_once - self._running + ending))
+
+    def _tidy(self, person: Person) -> None:
+        """Forget what is empty, after a place was taken out."""
+        self._waiting -= 1
+        self.leave(person)
+        people = self._turns[person.tenant_id]
+        if not people[person]:
+            del people[person]
+        if not people:
+            del self._turns[person.tenant_id]
