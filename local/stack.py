@@ -248,10 +248,11 @@ async def _create_tables_and_container(
 
 
 @asynccontextmanager
-async def functions_host(
+async def functions_host(  # noqa: PLR0913 - each is one thing that a host can be asked to be
     stack: Stack,
     settings: Mapping[str, str],
     *,
+    folder: Path = REPOSITORY,
     port: int = 0,
     tls: bool = False,
     interactive: bool = False,
@@ -261,6 +262,7 @@ async def functions_host(
     Args:
         stack: the emulators that it calls.
         settings: app settings that override those of the stack.
+        folder: where `function_app.py` is, if it is not the broker's.
         port: 0 takes a free one.
         tls: serve HTTPS with the stack's certificate.
         interactive: print what the host prints, and take up edits of the app.
@@ -269,7 +271,7 @@ async def functions_host(
         StackError: it does not start.
     """
     command = [sys.executable, "-m", "local.functions.host", "--port", str(port)]
-    command += ["--settings", str(stack.settings)]
+    command += ["--app", str(folder), "--settings", str(stack.settings)]
     if tls and stack.certificates:
         command += ["--certificate", str(stack.certificates.certificate_file)]
         command += ["--key", str(stack.certificates.key_file)]

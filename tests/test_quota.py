@@ -255,6 +255,16 @@ class TestThrottled:
         crowd(process, people("contoso", 50), seconds=60)
         assert after < process.quota.per_second < before * 1.1
 
+    def test_forgets(self, process: Process) -> None:
+        """When ACS takes more again, a process that had to wait for others is back in minutes."""
+        process.quota.throttled(-0.05, 0, 5)
+        assert LEAST_PER_SECOND == process.quota.per_second
+        process.pass_time(5)
+
+        crowd(process, people("contoso", 50), seconds=300)
+
+        assert process.quota.per_second > 20
+
     def test_counts_once(self, process: Process) -> None:
         """All calls under way get a 429, and that is one reason to slow down."""
         crowd(process, people("contoso", 50), seconds=20)

@@ -71,6 +71,11 @@ class Faults:
         """Return how many requests there were for an operation, including failed ones."""
         return self._counts[operation]
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Return how many requests there were for each operation that was asked for."""
+        return dict(self._counts)
+
     def take(self, operation: str, path: str = "") -> Fault | None:
         """Count a request, and return the fault queued for it, if any."""
         self._counts[operation] += 1
@@ -103,7 +108,7 @@ class Faults:
         return web.Response(status=204)
 
     async def _get_counts(self, _request: web.Request) -> web.Response:
-        return web.json_response(dict(self._counts))
+        return web.json_response(self.counts)
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -74,6 +74,7 @@ class SigningKeys:
         self._clock = clock
         self._set: KeySet | None = None
         self._fetched_at = float("-inf")
+        self._withdrawn: frozenset[str] = frozenset()  # The ids that earlier sets had.
         self._budget, self._backoff = FetchBudget(), Backoff()
         self._has_fetched = False
         self._fetching: asyncio.Task[None] | None = None
@@ -148,6 +149,8 @@ class SigningKeys:
             return key
         if self._disproves(issued_at):
             raise InvalidTokenError("signed by a key that Entra does not have")
+        if key_id in self._withdrawn:
+            raise InvalidTokenError("signed by a key that Entra has withdrawn")
         if self._backoff.is_failing:
             raise KeysUnavailableError("an unknown signing key, and Entra cannot be asked")
         raise KeysUnavailableError("an unknown signing key, which may be new")
@@ -203,6 +206,7 @@ class SigningKeys:
     def _take(self, fetched: KeySet, started: float) -> None:
         old = self._set.keys if self._set else {}
         replaced = bool(old) and old.keys().isdisjoint(fetched.keys)
+        self._withdrawn = (self._withdrawn | old.keys()) - fetched.keys.keys()
         self._set, self._fetched_at = fetched, started
         audit.record("signing_keys_refreshed", {"keys": len(fetched.keys), "all_new": replaced})
         self._backoff.succeeded()

@@ -148,7 +148,7 @@ class TestGate:
         refused = [each for each in seen[5:] if isinstance(each, UpstreamThrottledError)]
         waits = [each.retry_after or 0 for each in refused]
         assert 12 <= waits[0] < 16
-        assert 40 < max(waits) <= 60
+        assert 20 < max(waits) <= 60
         assert 20 < len(refused) < 26
         lines = [json.loads(message) for message in caplog.messages]
         assert ["acs_throttled", "acs_unthrottled"] == [line["event"] for line in lines]

@@ -11,13 +11,13 @@ import pytest
 from local.acs.emulator import RESOURCE_ID, Identity
 from local.entra.directory import CONTOSO, DAEMON, EXPENSES_API, FABRIKAM, FADI, GRACE
 from shared.mappings.endings import RENEWALS_A_DAY
-from tests.e2e.test_problems import assert_problem
+from tests.running import assert_problem
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from local.stack import FunctionsHost
-    from tests.e2e.conftest import Client, Running
+    from tests.running import Client, Running
 
 ELSEWHERE = "8:acs:ac5ac5ac-0000-4000-8000-000000000009_00000005-0000-0000-0000-000000000000"
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from local.stack import FunctionsHost
-    from tests.e2e.conftest import Client, Running
+    from tests.running import Client, Running
 
 
 async def report_of(app: Client, host: FunctionsHost) -> dict[str, Any]:

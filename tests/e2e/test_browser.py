@@ -15,7 +15,7 @@ from local.storage.npm import find_node, install
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from tests.e2e.conftest import Client, Running
+    from tests.running import Client, Running
 
 JS = Path(__file__).parent.parent / "js"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

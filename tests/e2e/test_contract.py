@@ -14,7 +14,7 @@ from schemathesis import GenerationMode
 from local.entra.directory import CONTOSO
 
 if TYPE_CHECKING:
-    from tests.e2e.conftest import Client, Running
+    from tests.running import Client, Running
 
 OPERATIONS = [
     ("GET", "/token"),

@@ -28,14 +28,14 @@ from local.entra.directory import (
     GRAPH,
     WEB_APP,
 )
-from tests.e2e.test_problems import assert_problem
+from tests.running import assert_problem
 from tests.test_certificates import GOOD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from local.stack import FunctionsHost
-    from tests.e2e.conftest import Answer, Client, Running
+    from tests.running import Answer, Client, Running
 
 ENTRA, TEAMS = "/api/token/entra", "/api/token/teams"
 POLICY = '{"access_token":{"polids":{"essential":true,"values":["9ab03e19"]}}}'

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from local.stack import FunctionsHost
-    from tests.e2e.conftest import Client, Running
+    from tests.running import Client, Running
 
 ASKING = {
     "PRUNE_DELETED_USERS_AFTER_DAYS": "7",

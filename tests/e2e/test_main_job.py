@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from local.stack import FunctionsHost
-    from tests.e2e.conftest import Client, Running
+    from tests.running import Client, Running
 
 
 async def test_issues_tokens_for_one_identity(app: Client, running: Running) -> None:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from shared.circuit import LEAST_CALLS, PROBE_SECONDS
 from shared.retry_budget import SAVED_RETRIES
-from tests.e2e.test_problems import assert_problem
 from tests.emulated import until
+from tests.running import assert_problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from local.stack import FunctionsHost
-    from tests.e2e.conftest import Answer, Client, Running
+    from tests.running import Answer, Client, Running
 
 SLOW = 0.5  # seconds that ACS takes to fail
 

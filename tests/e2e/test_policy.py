@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from local.entra.objects import User
     from local.stack import FunctionsHost
-    from tests.e2e.conftest import Client, Running
+    from tests.running import Client, Running
 
 SALES, CONTRACTORS = str(uuid.uuid4()), str(uuid.uuid4())
 POLICY = {

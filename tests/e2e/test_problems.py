@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from local.entra.directory import DAEMON, DESKTOP_APP, EXPENSES_API
+from tests.running import assert_problem
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from local.stack import FunctionsHost
-    from tests.e2e.conftest import Answer, Client, Running
+    from tests.running import Client, Running
 
 NO_TABLE = (
     '{"odata.error": {"code": "TableNotFound", "message": {"lang": "en-US", '
@@ -42,27 +43,6 @@ ALLOWED = {
     "/api/health/ready": "GET",
     "/api/openapi.json": "GET",
 }
-
-
-def assert_problem(answer: Answer, status: int, code: str) -> None:
-    """Check all that every problem has."""
-    assert (status, code) == (answer.status, answer.code), answer
-    problem = answer.json
-    always = {"type", "title", "status", "detail", "instance", "code", "traceId"}
-    assert always == problem.keys() - {"claims"}
-    challenge = answer.headers.get("WWW-Authenticate", "")
-    encoded = challenge.partition('claims="')[2].partition('"')[0]
-    assert problem.get("claims", "") == base64.b64decode(encoded).decode()
-    assert status == problem["status"]
-    assert "application/problem+json" == answer.headers["Content-Type"].partition(";")[0]
-    assert "no-store" == answer.headers["Cache-Control"]
-    assert "nosniff" == answer.headers["X-Content-Type-Options"]
-    assert (status in {401, 403}) == ("WWW-Authenticate" in answer.headers)
-    # 502 has it if a try that comes too early would do harm.
-    if status != 502:
-        assert (status in {429, 503, 504}) == ("Retry-After" in answer.headers)
-    assert 1 <= int(answer.headers.get("Retry-After", 1)) <= 60
-    assert f"urn:uuid:{uuid.UUID(problem['traceId'])}" == problem["instance"]
 
 
 @pytest.mark.parametrize(
@@ -528,8 +508,14 @@ async def test_acs_faults(
 
 
 @pytest.mark.parametrize("operation", ["create", "issue"])
-async def test_acs_throttles(app: Client, running: Running, operation: str) -> None:
+async def test_acs_throttles(
+    running: Running,
+    another_host: Callable[..., FunctionsHost],
+    app_at: Callable[[FunctionsHost], Client],
+    operation: str,
+) -> None:
     """After a 429, nobody's request is a call until the time is over; then all goes on."""
+    app = app_at(another_host())
     first, second = running.token_of_new_person(), running.token_of_new_person()
     for token in (first, second) if operation == "issue" else ():
         assert 200 == (await app.get("/api/token", token)).status

@@ -22,7 +22,7 @@ from tests.emulated import until
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.e2e.conftest import Client, Running
+    from tests.running import Client, Running
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("IdentityMappings", "IdentityMappingsOrphans")

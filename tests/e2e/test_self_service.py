@@ -15,14 +15,14 @@ import pytest
 from local.entra.directory import BROKER, CONTOSO, GUEST, WEB_APP
 from local.entra.requests import SignIn
 from local.entra.tokens import base64url
-from tests.e2e.test_problems import assert_problem
 from tests.emulated import until
+from tests.running import assert_problem
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from local.stack import FunctionsHost
-    from tests.e2e.conftest import Answer, Client, Running
+    from tests.running import Answer, Client, Running
 
     Sweep = Callable[[], Awaitable[dict[str, Any]]]
 

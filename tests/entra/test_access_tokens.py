@@ -315,6 +315,7 @@ class TestRefusesHeaders:
             *({"kid": kid} for kid in ["../../../../dev/null", "https://evil/keys", "", None, 1]),
             *({"kid": kid} for kid in ["k" * 10_000, "a\r\nb", "kïd", ["kid"]]),
             *({name: "x"} for name in "jku jwk x5u x5c b64 zip cty enc epk nonce JKU".split()),
+            *({name: "x"} for name in "ALG Alg aLg TYP Typ KID Kid \u212aid".split()),
             *({"crit": crit} for crit in [["exp"], [], "b64", None, ["crit"]] if crit is not None),
             {"jwk": {"kty": "RSA", "n": "x", "e": "AQAB"}},
             {"zip": "DEF"},

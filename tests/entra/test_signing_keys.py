@@ -168,13 +168,36 @@ class TestFetching:
     async def test_withdrawn_key(
         self, entra: EntraEmulator, keys: SigningKeys, known: str, new_key: EntraKey
     ) -> None:
-        """A key that Entra withdraws is gone with the next refresh."""
+        """A key that Entra withdraws is gone with the next refresh, for tokens of any age."""
         await keys.get(known, ANY)
         new = entra.roll_keys(keep=0, new=new_key)
         await keys.get(new, RECENT)
 
+        for payload in (LONG_AGO, RECENT, ANY):
+            with pytest.raises(InvalidTokenError):
+                await keys.get(known, payload)
+
+    async def test_withdrawn_key_comes_back(
+        self,
+        entra: EntraEmulator,
+        key_store: Callable[..., SigningKeys],
+        known: str,
+        new_key: EntraKey,
+    ) -> None:
+        """If one of Entra's hosts did not have a key yet, what it signs is good again soon."""
+        keys = key_store(entra.url, refresh_interval=0.05)
+        await keys.get(known, ANY)
+        everything = list(entra.keys)
+        entra.roll_keys(keep=0, new=new_key)
+        before = entra.faults.count(KEYS)
+        await until(lambda: entra.faults.count(KEYS) >= before + 2)
         with pytest.raises(InvalidTokenError):
             await keys.get(known, LONG_AGO)
+        entra.keys[:] = everything
+        before = entra.faults.count(KEYS)
+        await until(lambda: entra.faults.count(KEYS) >= before + 2)
+
+        assert await keys.get(known, RECENT)
 
     async def test_refreshes_in_the_background(
         self,

@@ -135,7 +135,7 @@ const ADVICE: Readonly<Record<string, Advice>> = {
   ),
   busy: repeat(
     "Your identity is being worked on",
-    "This happens for half a minute after signing out everywhere. Try again then.",
+    "This happens for half a minute after signing out everywhere, or when many people sign in.",
   ),
   keys_unavailable: repeat("The broker cannot check sign-ins right now"),
   storage_unavailable: repeat("The broker cannot look up your identity right now"),
