@@ -11,6 +11,7 @@ import random
 import re
 import secrets
 import time
+import traceback
 import uuid
 from dataclasses import dataclass
 from datetime import timedelta
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 REALM = "acs-token-broker"
 MAX_BODY_BYTES = 16 * 1024
+UTF_8 = {"", "charset=utf-8", 'charset="utf-8"'}
 MAX_SCOPES = 16
 DEFAULT_LIMIT, MAX_LIMIT = 100, 1000
 USERS_PARAMETERS = {"tenantId", "state", "communicationUserId", "continuationToken", "limit"}
@@ -68,7 +70,9 @@ refusal_lines = RefusalLines()  # One for all routes of a process.
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 # Table Storage encodes the keys in its tokens, as in `1!8!U21pdGg-`; Azurite in plain base64.
 POSITION = re.compile(r"[A-Za-z0-9_!+/=-]{1,200}")
-_OTHER_SCHEME = re.compile(r"(?!bearer)[A-Za-z][A-Za-z0-9-]*( .*)?", re.IGNORECASE | re.DOTALL)
+_OTHER_SCHEME = re.compile(
+    r"(?!bearer)[A-Za-z][A-Za-z0-9-]*( .*)?", re.IGNORECASE | re.DOTALL | re.ASCII
+)
 
 
 def bearer_token(headers: Mapping[str, str]) -> str:
@@ -292,9 +296,8 @@ def _body(req: func.HttpRequest) -> dict[str, Any]:
             # The Functions host drops such a body, so the caller's choices would be ignored.
             raise InvalidRequestError("a body without Content-Length")
         return {}
-    declared = req.headers.get("content-type", "").lower().replace('"', "")
-    media_type, _, parameter = declared.partition(";")
-    if media_type.strip() != "application/json" or parameter.strip() not in {"", "charset=utf-8"}:
+    media_type, _, parameter = req.headers.get("content-type", "").lower().partition(";")
+    if media_type.strip(" \t") != "application/json" or parameter.strip(" \t") not in UTF_8:
         raise UnsupportedMediaTypeError("the body is not application/json")
     try:
         # JSON may have white space around it, RFC 8259 section 2.
@@ -390,9 +393,20 @@ async def _answer(
         return None, error
     except TimeoutError:
         return None, UpstreamTimeoutError("the request as a whole took too long")
-    except Exception as exc:
-        logger.exception("unforeseen_error")
+    except Exception as exc:  # noqa: BLE001 - the caller gets an answer, whatever went wrong
+        # Not with `logger.exception`: the texts of others' exceptions may quote a token or a key.
+        logger.error("unforeseen_error\n%s", _places(exc))  # noqa: TRY400 - the line above
         return None, InternalError(type(exc).__name__)
+
+
+def _places(error: BaseException) -> str:
+    """Return the traceback of an exception and of its causes: types and places without texts."""
+    lines: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        lines += [f"{type(cause).__name__}\n", *traceback.format_tb(cause.__traceback__)]
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return "".join(lines)
 
 
 def _check(req: func.HttpRequest, methods: tuple[str, ...]) -> None:

@@ -10,6 +10,8 @@ from collections import Counter, OrderedDict, deque
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from shared.retry_after import LONGEST
+
 if TYPE_CHECKING:
     from shared.identifiers import Person
 
@@ -21,9 +23,8 @@ WINDOW_SECONDS = 30
 BURST_SHARE = 0.35
 FIRST_SHARE = 0.6
 MOST_SHARE = 0.96  # In the long run. So one process alone never meets a 429.
-GROWTH = (
-    0.003  # A second, while every call that is allowed is made: a third in a minute and a half.
-)
+# For each call that succeeds while every call that is allowed is made: a third in 100 seconds.
+GROWTH = 0.003
 CUT = 0.9  # After a 429, of the part that this process has had of the last window.
 LEAST_PER_SECOND = 1.0  # With 40 processes, a little more than the quota.
 FASTER_AFTER = 60.0  # Seconds: it grows twice as fast then, and ever faster, until the next 429.
@@ -33,9 +34,8 @@ WAIT_SECONDS = 2.5
 LEAST_PLACES = 8
 PLACES_FOR_ONE = 4  # A person has a few devices, and each asks for one token.
 SHARE_OF_LEFT = 8  # How many times what is left a tenant may have: alone, eight ninths.
-SAVED_SECONDS = 10.0
+SAVED_SECONDS = 10.0  # Of a pause: what was not called then may be called after it.
 PAUSE_SECONDS = (1.0, 30.0)  # The window is over after that.
-LONGEST_WAIT = 60.0  # What Retry-After says at most.
 
 
 class Refusal(Enum):
@@ -56,15 +56,14 @@ class Quota:
     written or shared: all that a process knows of the others is what ACS answers.
 
     Who cannot be served at once gets a place to wait in. Tenants take turns, and so do the people
-    of a tenant, so nobody gets more than others who are waiting, and nobody who is alone waits for
-    nobody. There are as many places as calls can be made before the requests are over.
+    of a tenant, so nobody gets more than others who are waiting, and whoever is alone has
+    everything. There are as many places as calls can be made before the requests are over.
 
     Args:
         published: how many calls there may be in 30 seconds.
     """
 
     def __init__(self, *, published: int = PUBLISHED) -> None:
-        self._published = published
         self._first = published * FIRST_SHARE / WINDOW_SECONDS
         self._most = published * MOST_SHARE / WINDOW_SECONDS
         self._burst = published * BURST_SHARE
@@ -121,7 +120,7 @@ class Quota:
         they can be served.
         """
         start = max(self._free_at, self._paused_until, now)
-        self._free_at = min(start + 1 / self.per_second, now + LONGEST_WAIT)
+        self._free_at = min(start + 1 / self.per_second, now + LONGEST)
         return self._free_at - now
 
     def counts(self, person: Person) -> bool:
@@ -212,7 +211,6 @@ class Quota:
         self._paused_until = now + pause
         self._cut_at, self.is_throttled = now, True
         self._at_once = 1  # The first call after the pause shows whether ACS takes more.
-        # ACS counts nothing meanwhile, so what is not called now may be called then.
         self._left = max(1.0, self.per_second * min(pause, SAVED_SECONDS))
         self._left_at = self._paused_until
         return True

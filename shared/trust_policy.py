@@ -199,7 +199,8 @@ class _Members:
         value = self.members.get(name, allowed[-1])
         if type(value) is not int or value not in allowed:
             self.problem(name, f"is not a whole number from {allowed[0]} to {allowed[-1]}")
-        return timedelta(minutes=allowed[-1] if type(value) is not int else value)
+            value = allowed[-1]
+        return timedelta(minutes=value)
 
     def is_audit(self) -> bool:
         mode = self.members.get("mode", "enforce")

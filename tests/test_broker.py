@@ -38,6 +38,7 @@ from shared.errors import (
     ScopeNotAllowedError,
     StorageUnavailableError,
     TenantNotAllowedError,
+    UpstreamThrottledError,
     UpstreamUnavailableError,
     UserNotFoundError,
 )
@@ -410,6 +411,27 @@ class TestUpstreamCalls:
 
         assert time.monotonic() - started < 0.95
         assert {"table_read": 1, "issue": 1} == self.calls(acs, store)
+
+    async def test_throttled(
+        self, broker: Broker, acs: AcsEmulator, store: Store, caller: Caller
+    ) -> None:
+        """While ACS limits us, nothing is read or sent for a request, and nobody is let in."""
+        await broker.issue(caller, ANYTHING)
+        newcomer = replace(caller, person=Person(caller.person.tenant_id, "0" * 36))
+        acs.faults.fail_next("issue", status=429)
+        with pytest.raises(UpstreamThrottledError):
+            await broker.issue(caller, ANYTHING)
+        acs.faults.clear()
+        store.faults.clear()
+
+        for each in (caller, newcomer):
+            with pytest.raises(UpstreamThrottledError):
+                await broker.issue(each, ANYTHING)
+
+        assert {} == self.calls(acs, store)
+        with pytest.raises(UpstreamThrottledError):
+            await broker.create_user(newcomer)
+        assert await store.row(newcomer.person) is None
 
     async def test_another_process(
         self,

@@ -12,7 +12,6 @@ from shared.quota import (
     AT_ONCE,
     LEAST_PER_SECOND,
     LEAST_PLACES,
-    LONGEST_WAIT,
     PLACES_FOR_ONE,
     PUBLISHED,
     WAIT_SECONDS,
@@ -20,6 +19,7 @@ from shared.quota import (
     Quota,
     Refusal,
 )
+from shared.retry_after import LONGEST
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -311,7 +311,7 @@ class TestRetryAfter:
         """Nobody is told more than a minute, and the queue is forgotten with time."""
         waits = [process.quota.retry_after(0) for _ in range(5000)]
 
-        assert LONGEST_WAIT == max(waits)
+        assert LONGEST == max(waits)
         assert process.quota.retry_after(120) < 1
 
     def test_after_the_pause(self, process: Process) -> None:

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 import pytest
 
 from shared.single_flight import SingleFlight
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
 
 
 class Work:
@@ -87,3 +91,17 @@ async def test_all_callers_may_leave() -> None:
     work = Work()
     work.let_go.set()
     assert 1 == await flight.run("ada", work)
+
+
+async def test_refused_before_it_began() -> None:
+    """What is raised before there is anything to do is raised at once, and keeps nobody out."""
+    flight, work = SingleFlight[int](), Work()
+
+    def refuse() -> Coroutine[None, None, int]:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        flight.start("ada", refuse)
+    work.let_go.set()
+
+    assert 1 == await flight.start("ada", work)

@@ -174,6 +174,10 @@ def test_not_json(text: str, problem: str) -> None:
             {"maxLifetimeMinutes": 1e9},
             "rules[0].maxLifetimeMinutes is not a whole number from 60 to 240",
         ),
+        (
+            {"maxLifetimeMinutes": 10**15},
+            "rules[0].maxLifetimeMinutes is not a whole number from 60 to 240",
+        ),
         ({"mode": "off"}, "rules[0].mode is neither enforce nor audit"),
         ({"mode": ["audit"]}, "rules[0].mode is neither enforce nor audit"),
     ],

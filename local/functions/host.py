@@ -24,6 +24,7 @@ import re
 import secrets
 import socket
 import sys
+import traceback
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
@@ -149,8 +150,8 @@ class Host:
         try:
             value = http_request(request, path, parameters, body)
             return http_response(await function.run(value, self._context(function, request)))
-        except Exception:
-            logger.exception("%s failed", function.name)
+        except Exception as exc:  # noqa: BLE001 - as the real host does
+            logger.error("%s failed: %s", function.name, _as_sent(exc))  # noqa: TRY400 - see there
             return web.Response(status=500)
 
     async def _admin(self, request: web.Request, path: str) -> web.Response:
@@ -176,8 +177,8 @@ class Host:
             # The real host does not wait. Here, the log is complete when the answer comes.
             info = TimerRequestConverter.decode(TIMER_INFO, trigger_metadata=None)
             await function.run(info, self._context(function, request))
-        except Exception:
-            logger.exception("%s failed", function.name)
+        except Exception as exc:  # noqa: BLE001 - as the real host does
+            logger.error("%s failed: %s", function.name, _as_sent(exc))  # noqa: TRY400 - see there
         return web.Response(status=202)
 
     def _context(self, function: Function, request: web.Request) -> Context:
@@ -223,6 +224,14 @@ def load(folder: Path, local: Mapping[str, Any]) -> Host:
         cors=cors,
         body_limit=int(os.environ.get("FUNCTIONS_REQUEST_BODY_SIZE_LIMIT") or DEFAULT_BODY_LIMIT),
     )
+
+
+def _as_sent(exc: Exception) -> str:
+    """Return what the worker tells the host of an exception: its text and places, not its causes.
+
+    `marshall_exception_trace` in Azure/azure-functions-python-worker.
+    """
+    return f"{type(exc).__name__}: {exc}\n{''.join(traceback.format_tb(exc.__traceback__))}"
 
 
 def main() -> int:

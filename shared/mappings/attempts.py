@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -50,6 +51,7 @@ RETRIED_STATUSES = frozenset({None, 408, 429, 500, 502, 503, 504})
 # Only these mean that the entity is not there; TableNotFound has the same status and class.
 ABSENT = frozenset({TableErrorCode.RESOURCE_NOT_FOUND, TableErrorCode.ENTITY_NOT_FOUND})
 
+_CODE = re.compile(r"[A-Za-z]{1,64}")
 Result = TypeVar("Result")
 
 
@@ -135,7 +137,7 @@ async def attempt(
             status = getattr(exc, "status_code", None)
             is_last = number + 1 == attempts or status not in RETRIED_STATUSES
             if is_last or not (budget is None or budget.spend()):
-                raise StorageUnavailableError(f"{type(exc).__name__} {_code(exc)}") from exc
+                raise StorageUnavailableError(reason_of(exc)) from exc
         await asyncio.sleep(random.uniform(0, BACKOFF_SECONDS * 2**number))  # noqa: S311 - jitter
     raise AssertionError("unreachable: the last attempt returns or raises")
 
@@ -186,6 +188,13 @@ async def remove(
     except ChangedError:
         return False
     return True
+
+
+def reason_of(exc: Exception) -> str:
+    """Return the type of an exception and the service's error code, if it looks like one."""
+    code = _code(exc)
+    text = str(getattr(code, "value", code or ""))
+    return f"{type(exc).__name__} {text if _CODE.fullmatch(text) else ''}".rstrip()
 
 
 def _code(exc: Exception) -> str | None:

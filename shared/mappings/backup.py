@@ -23,6 +23,7 @@ from azure.core.exceptions import AzureError, ResourceExistsError
 
 from shared import audit
 from shared.errors import StorageUnavailableError
+from shared.mappings.attempts import reason_of
 from shared.mappings.backup_file import BackupWriter
 from shared.mappings.inspection import Inspection, SharedIds
 from shared.runs import MAX_DURATION
@@ -212,7 +213,4 @@ async def _pages_of(
 
 
 def _failure(what: str, exc: Exception) -> StorageUnavailableError:
-    code = getattr(exc, "error_code", None)
-    return StorageUnavailableError(
-        f"{what}: {type(exc).__name__} {getattr(code, 'value', code) or ''}".rstrip()
-    )
+    return StorageUnavailableError(f"{what}: {reason_of(exc)}")

@@ -12,12 +12,13 @@ import aiohttp
 import pytest
 
 from local.entra.directory import CONTOSO, DAEMON, WEB_APP
-from local.stack import emulators, functions_host
+from local.stack import REPOSITORY, emulators, functions_host
 from tests.emulated import BackgroundLoop
 from tests.running import Client, Running, table_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from pathlib import Path
 
     from local.stack import FunctionsHost
 
@@ -68,8 +69,8 @@ def another_host(running: Running) -> Iterator[Callable[..., FunctionsHost]]:
     """Return a function that starts one more process with the functions, for this test."""
     with ExitStack() as stopping:
 
-        def start(**settings: str) -> FunctionsHost:
-            context = functions_host(running.stack, {**SETTINGS, **settings})
+        def start(folder: Path = REPOSITORY, **settings: str) -> FunctionsHost:
+            context = functions_host(running.stack, {**SETTINGS, **settings}, folder=folder)
             host = running.background.run(context.__aenter__())
             stopping.callback(lambda: running.background.run(context.__aexit__(None, None, None)))
             return host

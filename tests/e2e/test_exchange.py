@@ -427,30 +427,6 @@ async def test_rate_limit(app: Client, running: Running) -> None:
     assert_problem(answers[-1], 429, "rate_limited")
 
 
-async def test_nothing_secret_is_logged(
-    running: Running,
-    another_host: Callable[..., FunctionsHost],
-    app_at: Callable[[FunctionsHost], Client],
-) -> None:
-    """The tokens, the secret, the assertion and Entra's texts are not in the log."""
-    host = another_host()
-    app = app_at(host)
-    token = running.stack.entra.issue_access_token(ADA.user_name)
-    own = held(running)
-    for fault in (refusal(65001), refusal(7000215, "invalid_client"), {"status": 200}):
-        running.stack.entra.faults.fail_next("token", **fault)
-        await app.get(ENTRA, token)
-    running.stack.acs.faults.fail_next("exchange_entra", status=401)
-    await app.get(ENTRA, token)
-    await app.post(ENTRA, token, json={"accessToken": own[:-8]})
-    await app.post(ENTRA, token, json={"accessToken": own})
-
-    await host.printed('"event": "token_exchanged"')  # The last line.
-    output = "\n".join(host.output)
-    for secret in ("eyJ", "Bearer ", "worthless", "ada@", "AADSTS50076"):
-        assert secret not in output
-
-
 class TestSettings:
     """The settings decide which exchanges there are, and how the registration proves itself."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import hmac
 import json
 import warnings
 from dataclasses import replace
@@ -13,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import jwt
 import pytest
-from cryptography.hazmat.primitives.asymmetric import padding, rsa
-from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -51,6 +49,7 @@ from shared.errors import (
     TenantNotAllowedError,
 )
 from shared.settings import CONSUMERS
+from tests.tokens import as_json, parts_of, respelt, signed, signed_with_hmac
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -355,12 +354,11 @@ class TestRefusesHeaders:
     ) -> None:
         """A header that two readers could understand differently is refused."""
         kid = issuer.keys[0].kid.encode()
-        _, payload, _ = issuer.issue_access_token().split(".")
-        signed = f"{base64url(raw.replace(b'%s', kid))}.{payload}"
-        signature = issuer.keys[0].private_key.sign(signed.encode(), padding.PKCS1v15(), SHA256())
+        payload = parts_of(issuer.issue_access_token()).payload
+        token = signed(issuer.keys[0].private_key, raw.replace(b"%s", kid), payload)
 
         with pytest.raises(InvalidTokenError):
-            await validate(validator, f"{signed}.{base64url(signature)}")
+            await validate(validator, token)
 
 
 def with_header(token: str, characters: int) -> str:
@@ -430,24 +428,21 @@ class TestRefusesShapes:
         self, validator: AccessTokenValidator, issuer: TokenIssuer
     ) -> None:
         """Up to the limit, which is more than three times what Entra sends, a header may grow."""
-        unsigned = with_header(issuer.issue_access_token(), MAX_HEADER_CHARACTERS)
-        signed = unsigned.rpartition(".")[0]
-        signature = issuer.keys[0].private_key.sign(signed.encode(), padding.PKCS1v15(), SHA256())
+        unsigned = parts_of(with_header(issuer.issue_access_token(), MAX_HEADER_CHARACTERS))
+        token = signed(issuer.keys[0].private_key, unsigned.header, unsigned.payload)
 
         assert 3 * len(issuer.issue_access_token().partition(".")[0]) < MAX_HEADER_CHARACTERS
-        assert await validate(validator, f"{signed}.{base64url(signature)}")
+        assert await validate(validator, token)
 
     async def test_trailing_bits(
         self, validator: AccessTokenValidator, issue_access_token: Callable[..., str]
     ) -> None:
         """The same bytes in another spelling are another token."""
-        token = issue_access_token()
-        alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-        # 256 bytes of signature end in a character with four bits that must be zero.
-        respelt = token[:-1] + alphabet[alphabet.index(token[-1]) + 1]
+        unsigned, _, signature = issue_access_token().rpartition(".")
 
+        # 256 bytes of signature end in a character with four bits that must be zero.
         with pytest.raises(InvalidTokenError, match="canonical"):
-            await validate(validator, respelt)
+            await validate(validator, f"{unsigned}.{respelt(signature)}")
 
 
 class TestRefusesSignatures:
@@ -566,14 +561,11 @@ class TestRefusesSignatures:
             "DER": public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
             "n": json.dumps(issuer.key_set(None)).encode(),
         }[form]
-        _, payload, _ = issuer.issue_access_token().split(".")
-        header = base64url(
-            json.dumps({"alg": "HS256", "typ": "JWT", "kid": issuer.keys[0].kid}).encode()
-        )
-        signature = hmac.digest(secret, f"{header}.{payload}".encode(), hashlib.sha256)
+        payload = parts_of(issuer.issue_access_token()).payload
+        header = as_json({"alg": "HS256", "typ": "JWT", "kid": issuer.keys[0].kid})
 
         with pytest.raises(InvalidTokenError):
-            await validate(validator, f"{header}.{payload}.{base64url(signature)}")
+            await validate(validator, signed_with_hmac(secret, header, payload))
 
     async def test_any_error_of_pyjwt(
         self, issuer: TokenIssuer, entra_settings: EntraSettings
