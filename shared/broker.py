@@ -322,6 +322,7 @@ class Broker:
         """
         if self._known_ids.get(mapping.person) != mapping.acs_id:
             await self._identities.check_owner(mapping)
+            self._remember(mapping.person, mapping.acs_id)
 
     def _remember(self, person: Person, acs_id: str) -> None:
         """Remember whose identity it is, so that the next token can be issued early."""

@@ -52,6 +52,7 @@ DIFFERS: dict[str, str] = {
     "A17": "over the host's own limit, the Functions host answers 500 before this service can",
     "B19": "the log says that a header member is not allowed; the audience is not read",
     "D12": "the code is token_revoked, with the claims that make MSAL get a new token",
+    "E13": MISCONFIGURED,
     "F20": "keys that Entra has withdrawn are not kept aside: from then on they verify nothing",
     "I01": "504 is for ACS taking too long; a connection that breaks is 503",
     "I11": "a sign-out that ACS did not hear of is not sent again at once, but stored: 202",
