@@ -47,7 +47,10 @@ class Environment:
             OSError, subprocess.SubprocessError: the outputs of the deployment cannot be read.
         """
         if arguments.connection_string:
-            connection_string = table_connection_string(arguments.connection_string)
+            try:
+                connection_string = table_connection_string(arguments.connection_string)
+            except ValueError as exc:
+                raise ValueError(f"the connection string {exc}") from None
             return cls(
                 table=arguments.table,
                 resource_id=arguments.acs_resource_id or "",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import sys
 import time
 import uuid
 from dataclasses import replace
@@ -619,7 +620,8 @@ async def test_E33_large_token(service: Service, validator: AccessTokenValidator
             began = time.process_time()
             assert await validator.validate(token, now=now)
             spent.append(time.process_time() - began)
-        assert min(spent) < 0.005, name
+        # Measuring coverage, as `make test` does, takes several times as long.
+        assert min(spent) < (0.005 if sys.gettrace() is None else 0.025), name
 
 
 @case("E34", "somebody else's id in the body, query or a header: 400 invalid_request, or ignored")

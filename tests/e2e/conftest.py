@@ -6,6 +6,7 @@ import asyncio
 import json
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -18,7 +19,6 @@ from tests.running import Client, Running, table_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-    from pathlib import Path
 
     from local.stack import FunctionsHost
 
@@ -29,6 +29,8 @@ SETTINGS = {"ENTRA_ALLOWED_CLIENT_IDS": f"{WEB_APP.client_id},{DAEMON.client_id}
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the tests of one stack in one process, since starting a stack takes time."""
     for item in items:
+        if Path(__file__).parent not in item.path.parents:
+            continue
         mode = item.callspec.params.get("running") if hasattr(item, "callspec") else None
         item.add_marker(pytest.mark.xdist_group(f"e2e-{mode}"))
 

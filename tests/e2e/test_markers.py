@@ -139,6 +139,11 @@ async def test_no_marker_anywhere(
     )
     with_policy = another_host(debug_app, TRUST_POLICY=RULES)
     wrong = another_host(debug_app, **WRONG)
+    await of_the_keys(case)
+    for each in (host, with_certificate, with_policy):
+        await app_at(each).get("/api/health/ready")
+        # Until then, kept keys may serve, which open nothing to administrators.
+        await each.printed('"event": "signing_keys_refreshed"', seconds=60)
 
     for act in (
         *(of_the_callers_token, of_the_request, of_the_rows, of_acs, of_the_table),
@@ -178,13 +183,17 @@ def secrets_of(running: Running) -> set[str]:
     return keys | words | {ACCOUNT_KEY, BLOCKED, header, GOOD.splitlines()[3]}
 
 
+async def of_the_keys(case: Case) -> None:
+    """There are none yet."""
+    faults = case.running.stack.entra.faults
+    faults.fail_next("openid_configuration", status=500, body=NONSENSE)
+    await case.get("/api/token", case.token())
+    faults.clear()
+
+
 async def of_the_callers_token(case: Case, _rewrite: Any) -> None:
     """The token is missing, bad, for others, or not enough."""
     entra = case.running.stack.entra
-    entra.faults.fail_next("openid_configuration", status=500, body=NONSENSE)
-    await case.get("/api/token", case.token())  # No keys yet.
-    entra.faults.clear()
-    await asyncio.sleep(0)
     elsewhere = "11111111-2222-4333-8444-555555555555"
     good = case.token()
     await case.get("/api/token")

@@ -552,7 +552,7 @@ async def test_acs_throttles_for_a_day(
 async def test_acs_drips(app: Client, running: Running) -> None:
     """An answer that comes byte by byte does not keep a request waiting forever."""
     token = running.token_of_new_person()
-    await app.get("/api/token", token)
+    assert 200 == (await app.get("/api/token", token)).status
     running.stack.acs.faults.fail_next("issue", drip=0.5)
     started = time.monotonic()
 

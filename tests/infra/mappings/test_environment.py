@@ -165,7 +165,7 @@ def test_wrong_options(capsys: pytest.CaptureFixture[str], words: str, message: 
 
 
 def test_wrong_connection_string(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A connection string that is none is refused, without quoting it."""
+    """What is not a connection string is refused, without quoting it."""
     path = str(tmp_path / "out.csv")
 
     code = main(["export", "dev", path, "--connection-string", "AccountKey=c2VjcmV0"])

@@ -258,4 +258,4 @@ async def test_table_fails(command: Command, store: Store, tmp_path: Path) -> No
     finished = await command("import", path)
 
     assert 2 == finished.code
-    assert "TABLE_NOT_FOUND" in finished.err
+    assert "TableNotFound" in finished.err
