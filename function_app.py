@@ -13,17 +13,13 @@ from typing import TYPE_CHECKING
 import azure.functions as func
 
 from shared.broker import user_json
-from shared.http import (
-    REVOKED_WITHIN,
+from shared.http import REVOKED_WITHIN, answers_problems, done, json_document, json_response
+from shared.requests import (
     TokenRequest,
     UsersQuery,
     adopted_identity,
-    answers_problems,
     bearer_token,
-    done,
     held_token,
-    json_document,
-    json_response,
     person_of,
     refuse_input,
 )
@@ -205,8 +201,7 @@ def services() -> Services:
     """Return the services, built on first use: importing this module only lists the functions."""
     built = build_services(os.environ)
     # Everything that was imported and built stays until the process ends. Without this, a flood of
-    # refusals makes Python look through all of it every few seconds, while all requests wait: 20
-    # to 30 ms each time, in place of 0.3 ms.
+    # refusals makes Python look through all of it every few seconds, while all requests wait.
     gc.freeze()
     return built
 

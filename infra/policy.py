@@ -11,7 +11,8 @@ no network is needed.
 The signature is NOT verified, nor are the dates, the audience, the issuer and the scope: the answer
 is about a caller whose token the broker accepts.
 
-Exit code 0: the caller would get a token; 1: would not; 2: wrong arguments, input or settings.
+Exit code 0: the caller would get a token, or, with --check, the settings are valid; 1: the caller
+would get none; 2: wrong arguments, input or settings.
 """  # noqa: INP001 - the folder also has scripts that are run by their paths
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from shared import strict_json
 from shared.entra.access_tokens import Caller, unverified_claims
 from shared.entra.attributes import Attributes
 from shared.errors import BrokerError
-from shared.identifiers import GUID, Person
+from shared.identifiers import Person, is_guid
 from shared.policy import Policy, check_demands, mismatch, rule_for
-from shared.settings import ACS_SCOPES, Settings, SettingsError
+from shared.settings import ACS_SCOPES, LIFETIME_MINUTES, Settings, SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -86,14 +87,12 @@ def caller_from(text: str) -> Caller:
             f"standard input has neither an Entra access token nor its claims as JSON: {exc}"
         ) from None
     tenant_id, object_id = claims.get("tid"), claims.get("oid")
-    if not _is_guid(tenant_id) or not _is_guid(object_id):
+    if not is_guid(tenant_id) or not is_guid(object_id):
         raise InputError("the claims tid and oid are missing, or are not GUIDs")
     client_id = claims.get("azp", claims.get("appid"))
-    return Caller(Person(str(tenant_id), str(object_id)), client_id, 0, Attributes(claims))
-
-
-def _is_guid(value: object) -> bool:
-    return isinstance(value, str) and GUID.fullmatch(value) is not None
+    if client_id is not None and not is_guid(client_id):
+        raise InputError("the claim azp or appid is not a GUID")
+    return Caller(Person(tenant_id, object_id), client_id, 0, Attributes(claims))
 
 
 def explain(
@@ -178,6 +177,13 @@ def _scopes(text: str) -> frozenset[str]:
     return scopes
 
 
+def _lifetime(text: str) -> timedelta:
+    if not text.isdecimal() or int(text) not in LIFETIME_MINUTES:
+        least, most = LIFETIME_MINUTES[0], LIFETIME_MINUTES[-1]
+        raise argparse.ArgumentTypeError(f"not a whole number from {least} to {most}")
+    return timedelta(minutes=int(text))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m infra.policy",
@@ -194,7 +200,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--scope", type=_scopes, metavar="SCOPES", help="what is asked for, such as voip,chat"
     )
-    parser.add_argument("--minutes", type=int, metavar="N", help="the lifetime that is asked for")
+    parser.add_argument(
+        "--minutes", type=_lifetime, metavar="N", help="the lifetime that is asked for"
+    )
     return parser
 
 
@@ -211,8 +219,7 @@ def main(words: Sequence[str] | None = None) -> int:
             sys.stdout.write(f"The settings are valid: {found}.\n")
             return WOULD
         caller = caller_from(sys.stdin.read(MAX_INPUT))
-        lifetime = timedelta(minutes=arguments.minutes) if arguments.minutes else None
-        lines, would = explain(caller, settings, arguments.scope, lifetime)
+        lines, would = explain(caller, settings, arguments.scope, arguments.minutes)
     except SettingsError as exc:
         sys.stderr.write("The broker would serve nothing, since these settings are wrong:\n")
         sys.stderr.writelines(f"  {problem}\n" for problem in exc.problems)

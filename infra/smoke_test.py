@@ -36,10 +36,13 @@ if TYPE_CHECKING:
 
 REQUEST_SECONDS = 30  # Enough for a cold start.
 PAUSE_SECONDS = 5
+SLOW_MS = 3000
+CERTIFICATE_DAYS = 14
 LOOPBACK_HOSTS = {"127.0.0.1", "localhost"}
 MAX_PORT = 65535
 NOT_FOUND, SERVER_ERRORS = 404, range(500, 600)
 ORIGIN = r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?"
+FOR_PROBE = ("json", "token_command", "user", "slow_ms", "certificate_days")
 TOKEN = "PROBE_TOKEN"  # noqa: S105 - the name of a variable
 NO_FUNCTION = """
 The host runs, but has no function. Either no package is published, or it cannot be imported, for
@@ -146,7 +149,7 @@ def _arguments() -> argparse.Namespace:
     )
     probing = parser.add_argument_group("as a probe")
     probing.add_argument("--probe", action="store_true", help="ask once, and print one line")
-    probing.add_argument("--json", action="store_true", help="print it as JSON")
+    probing.add_argument("--json", action="store_true", default=None, help="print it as JSON")
     probing.add_argument(
         "--token-command",
         metavar="COMMAND",
@@ -156,16 +159,14 @@ def _arguments() -> argparse.Namespace:
     probing.add_argument(
         "--slow-ms",
         type=int,
-        default=3000,
         metavar="MS",
-        help="warn of an answer that takes longer (default: %(default)s)",
+        help=f"warn of an answer that takes longer (default: {SLOW_MS})",
     )
     probing.add_argument(
         "--certificate-days",
         type=int,
-        default=14,
         metavar="DAYS",
-        help="warn of a certificate that expires sooner (default: %(default)s)",
+        help=f"warn of a certificate that expires sooner (default: {CERTIFICATE_DAYS})",
     )
     return _checked(parser, parser.parse_args())
 
@@ -178,13 +179,16 @@ def _checked(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
     url = urlsplit(text)
     if url.scheme != "https" and not (url.scheme == "http" and url.hostname in LOOPBACK_HOSTS):
         parser.error("the URL must be https")
-    for_probe = arguments.json or arguments.token_command or arguments.user
-    if for_probe and not arguments.probe:
+    if not arguments.probe and any(vars(arguments)[name] is not None for name in FOR_PROBE):
         parser.error("this is for --probe only")
     if arguments.user and not re.fullmatch(USER, arguments.user):
         parser.error("--user must be an ACS identity, such as 8:acs:...")
     if arguments.wait is None:
         arguments.wait = 0 if arguments.probe else 600
+    if arguments.slow_ms is None:
+        arguments.slow_ms = SLOW_MS
+    if arguments.certificate_days is None:
+        arguments.certificate_days = CERTIFICATE_DAYS
     arguments.url = url.geturl()
     return arguments
 

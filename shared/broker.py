@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from shared.acs.identity import AcsIdentity
     from shared.entra.access_tokens import AccessTokenValidator, Administrator
     from shared.entra.signing_keys import SigningKeys
-    from shared.http import TokenRequest
     from shared.identifiers import Person
     from shared.mappings.endings import Endings
     from shared.mappings.identities import Identities
     from shared.mappings.table import IdentityMapping, IdentityMappings
+    from shared.requests import TokenRequest
     from shared.settings import AcsSettings
     from shared.trust_policy import TrustPolicy
 

@@ -19,8 +19,8 @@ from shared.errors import (
     StorageUnavailableError,
     UserNotFoundError,
 )
-from shared.http import Continuation
 from shared.mappings.table import State, UnreadableRow, rows_of
+from shared.requests import Continuation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
     from shared.acs.identity import AcsIdentity
     from shared.entra.access_tokens import Administrator
-    from shared.http import UsersQuery
     from shared.identifiers import Person
     from shared.mappings.adoption import Adoption
     from shared.mappings.endings import Endings
     from shared.mappings.identities import Identities
     from shared.mappings.ledger import Ledger
     from shared.mappings.table import IdentityMapping, IdentityMappings
+    from shared.requests import UsersQuery
     from shared.settings import AcsSettings
 
 BROKEN = "broken"  # The state of rows that cannot be read.

@@ -182,7 +182,7 @@ def _origin(text: str) -> tuple[str, str]:
     if not bare or parts.scheme not in {"https", "http"} or not host:
         raise ValueError("is not a URL with only a scheme and a host")
     if host not in LOOPBACK_HOSTS and (parts.scheme != "https" or parts.netloc != host):
-        raise ValueError("is not https on the default port")
+        raise ValueError("is not https:// and a host in lower case, without a port")
     return host, text.rstrip("/")
 
 

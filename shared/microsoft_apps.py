@@ -10,22 +10,53 @@ from __future__ import annotations
 import re
 from urllib.parse import urlsplit
 
+from shared.identifiers import CONSUMERS
+
 # Audiences are under these in the public, the United States government's and China's clouds.
 # https://learn.microsoft.com/entra/identity-platform/authentication-national-cloud
 HOSTS = (
-    *("microsoft.com", "microsoft.us", "microsoftonline.com", "microsoftonline.us"),
-    *("microsoftonline.cn", "azure.com", "azure.net", "azure.us", "azure.cn", "windows.net"),
-    *("windows.com", "windowsazure.com", "windowsazure.us", "windowsazure.cn", "chinacloudapi.cn"),
-    *("usgovcloudapi.net", "azure-api.us", "office.com", "office.net", "office365.com"),
-    *("office365.us", "office.us", "outlook.com", "live.com", "skype.com", "skypeforbusiness.com"),
-    *("sharepoint.com", "sharepoint.us", "sharepoint.cn", "visualstudio.com", "dynamics.com"),
-    *("dynamics.us", "dynamics.cn", "powerbi.com", "powerapps.com", "yammer.com"),
+    "microsoft.com",
+    "microsoft.us",
+    "microsoftonline.com",
+    "microsoftonline.us",
+    "microsoftonline.cn",
+    "azure.com",
+    "azure.net",
+    "azure.us",
+    "azure.cn",
+    "windows.net",
+    "windows.com",
+    "windowsazure.com",
+    "windowsazure.us",
+    "windowsazure.cn",
+    "chinacloudapi.cn",
+    "usgovcloudapi.net",
+    "azure-api.us",
+    "office.com",
+    "office.net",
+    "office365.com",
+    "office365.us",
+    "office.us",
+    "outlook.com",
+    "live.com",
+    "skype.com",
+    "skypeforbusiness.com",
+    "sharepoint.com",
+    "sharepoint.us",
+    "sharepoint.cn",
+    "visualstudio.com",
+    "dynamics.com",
+    "dynamics.us",
+    "dynamics.cn",
+    "powerbi.com",
+    "powerapps.com",
+    "yammer.com",
 )
-# Under one of these hosts are names that customers choose.
+# Customers choose the names under this host.
 CUSTOMERS = ("cloudapp.azure.com",)
 # Federated credentials: tokens for these prove that an app is itself.
 # https://learn.microsoft.com/entra/workload-id/workload-identity-federation-config-app-trust-managed-identity
-TOKEN_EXCHANGE = re.compile(r"api://azureadtokenexchange[a-z]*", re.IGNORECASE)
+TOKEN_EXCHANGE = re.compile(r"api://azureadtokenexchange[a-z]*")
 # Microsoft Graph, Azure AD Graph, Exchange, SharePoint, Skype, Power BI, Dynamics and others.
 _NUMBERED = re.compile(r"0000[0-9a-f]{4}-0000-(0000-c000|0ff1-ce00)-000000000000")
 # https://learn.microsoft.com/troubleshoot/entra/entra-id/governance/verify-first-party-apps-sign-in
@@ -47,7 +78,7 @@ APPS = frozenset(
         "1fd5118e-2576-4263-8130-9503064c837a",  # Azure Communication Services, for Teams users
         "04b07795-8ddb-461a-bbee-02f9e1bf7b46",  # Azure CLI
         "1950a258-227b-4e31-a9cf-717495945fc2",  # Azure PowerShell
-        "9188040d-6c67-4c5b-b112-36a304b66dad",  # Not an app: the tenant of personal accounts
+        CONSUMERS,  # Not an app: the tenant of personal accounts
     }
 )
 _GUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from shared.settings import AcsSettings
     from shared.trust_policy import Rule, TrustPolicy
 
+TOO_MANY_GROUPS = (
+    "the rule asks for groups, and the person is in too many for the token: use app roles"
+)
 Granted = TypeVar("Granted")
 
 
@@ -150,11 +153,7 @@ def rule_for(caller: Caller, policy: TrustPolicy) -> Decisive:
             return Decisive(rule, rule.is_audit)
         groups = caller.attributes.groups
         if groups is None:
-            return Decisive(
-                *(rule, rule.is_audit),
-                "the rule asks for groups, and the person is in too many for the token:"
-                " use app roles",
-            )
+            return Decisive(rule, rule.is_audit, TOO_MANY_GROUPS)
         if not rule.groups.isdisjoint(groups):
             return Decisive(rule, rule.is_audit)
     return Decisive(None, policy.is_audit, "no rule of the trust policy fits")

@@ -12,7 +12,6 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from contextvars import Context
 from typing import TYPE_CHECKING
 
 from shared import audit
@@ -22,13 +21,25 @@ from shared.rate_limit import RateLimit
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-BURST = 30.0  # So many lines in full at once, ...
-PER_SECOND = 0.2  # ... and one more every five seconds.
+# Strangers together, and each person, have so many lines in full at once, and one more every five
+# seconds.
+BURST = 30.0
+PER_SECOND = 0.2
 COUNT_FOR = 1.0  # seconds
-MAX_KINDS = 8  # Each has some 120 characters; those beyond are told apart by code alone.
+MAX_KINDS = 8  # Each has 150 to 450 characters; those beyond are told apart by code alone.
 
 # What makes a kind. Nobody is named before a signature has been verified.
-_KIND = ("event", "route", "status", "code", "reason", "tenant_id", "object_id", "client_id")
+_KIND = (
+    "event",
+    "route",
+    "status",
+    "code",
+    "reason",
+    "tenant_id",
+    "object_id",
+    "client_id",
+    "policy_rule",
+)
 _CODE = ("event", "status", "code")
 
 
@@ -65,9 +76,7 @@ class RefusalLines:
 
     def _count(self, fields: Mapping[str, audit.Field]) -> None:
         if not self._counts:
-            # Not in the context of this request, which will have ended by then.
-            loop = asyncio.get_running_loop()
-            loop.call_later(self._count_for, self._write_counts, context=Context())
+            asyncio.get_running_loop().call_later(self._count_for, self._write_counts)
         kind = tuple((name, fields[name]) for name in _KIND if fields.get(name) is not None)
         if kind not in self._counts and len(self._counts) >= MAX_KINDS:
             kind = tuple((name, fields[name]) for name in _CODE)

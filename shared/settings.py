@@ -26,7 +26,7 @@ from shared.endpoints import (
     table_endpoint,
 )
 from shared.exchange_kinds import entra_kind, entra_scope_names, exchange_names, teams_kind
-from shared.identifiers import GUID
+from shared.identifiers import APP_ROLE, CONSUMERS, GUID
 from shared.microsoft_apps import is_microsofts
 from shared.trust_policy import Allowed, PolicyError, trust_policy
 
@@ -46,7 +46,6 @@ MAX_DELETED = timedelta(days=25)
 MIN_IDLE = timedelta(minutes=LIFETIME_MINUTES[-1]) + TOUCH_INTERVAL + timedelta(days=1)
 
 ANY_TENANT = "*"
-CONSUMERS = "9188040d-6c67-4c5b-b112-36a304b66dad"  # The tenant of personal Microsoft accounts.
 Value = TypeVar("Value")
 
 
@@ -291,8 +290,7 @@ def _duration(unit: timedelta, least: int, most: int) -> Callable[[str], timedel
 
 # scope-token, RFC 6749 section 3.3.
 _scope_token = _matching(r"[\x21\x23-\x5b\x5d-\x7e]+", "one scope, such as access_as_user")
-# The value of an app role: https://learn.microsoft.com/graph/api/resources/approle
-_app_role = _matching(r"[\x21\x23-\x5b\x5d-\x7e]{1,120}", "an app role, such as Mappings.Admin")
+_app_role = _matching(APP_ROLE.pattern, "an app role, such as Mappings.Admin")
 # Table Storage allows 63 characters, and the ledger's name has eight more than this one.
 _table_name = _matching(
     r"[A-Za-z][A-Za-z0-9]{2,54}", "a table name: a letter, then 2 to 54 letters or digits"

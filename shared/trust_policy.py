@@ -1,8 +1,8 @@
 """The trust policy: rules that say who may have what. Here the setting is read and checked.
 
-A rule names whom it is for and what it grants; the first one that fits a caller decides. What a
-rule does not grant nobody whom it fits has, and no rule grants more than the other settings do, so
-a policy only ever narrows them.
+A rule names whom it is for and what it grants; the first one that fits a caller decides. Nobody
+whom a rule fits has more than it grants, and no rule grants more than the other settings do, so a
+policy only ever narrows them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shared import strict_json
-from shared.identifiers import GUID
+from shared.identifiers import APP_ROLE, GUID
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-# More than any policy that people still oversee. An app setting on Linux may be longer.
+# More than any policy that people still oversee.
 MAX_CHARACTERS = 32 * 1024
 MAX_RULES = 64
 MAX_ITEMS = 256
@@ -31,7 +31,6 @@ RULE_MEMBERS = frozenset(
 )
 # The name goes into audit lines.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
-_ROLE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,120}")
 # https://learn.microsoft.com/graph/api/resources/authcontext
 _CONTEXT = re.compile(r"c[1-9][0-9]?")
 # RFC 8176; Entra has some of its own, such as `ngcmfa`.
@@ -103,7 +102,7 @@ def trust_policy(text: str, allowed: Allowed) -> TrustPolicy:
 
 def _contents(path: str) -> str:
     try:
-        return Path(path).read_text("utf-8")
+        return Path(path).read_text("utf-8-sig")  # Editors on Windows may write a byte order mark.
     except (OSError, ValueError):
         raise PolicyError(["is neither JSON nor the path of a file that can be read"]) from None
 
@@ -235,7 +234,7 @@ def _rule(members: _Members, allowed: Allowed) -> Rule:
         name=members.text("name", _NAME, "a name of 1 to 64 letters, digits, spaces and ._-") or "",
         tenants=members.ids("tenants", "ENTRA_TENANT_IDS", allowed.tenants),
         clients=members.ids("clients", "ENTRA_ALLOWED_CLIENT_IDS", allowed.clients),
-        roles=members.texts("roles", lambda text: bool(_ROLE.fullmatch(text)), "an app role")
+        roles=members.texts("roles", lambda text: bool(APP_ROLE.fullmatch(text)), "an app role")
         or None,
         groups=members.ids("groups"),
         scopes=members.some_of("scopes", "ACS_TOKEN_SCOPES", allowed.scopes),

@@ -42,12 +42,12 @@ from shared.errors import (
     UpstreamUnavailableError,
     UserNotFoundError,
 )
-from shared.http import TokenRequest
 from shared.identifiers import Person
 from shared.mappings.attempts import TableTime
 from shared.mappings.endings import ANNOUNCED_FOR, RENEWALS_A_DAY, Endings
 from shared.mappings.identities import SETTLED_AFTER, Identities
 from shared.mappings.table import LEASE, State
+from shared.requests import TokenRequest
 from shared.settings import AcsSettings
 from shared.sweep import Sweeper
 from tests.emulated import ACS_ID, mapping_of, until

@@ -23,12 +23,12 @@ from shared.errors import (
     UpstreamUnavailableError,
     UserNotFoundError,
 )
-from shared.http import DEFAULT_LIMIT, Continuation, UsersQuery
 from shared.identifiers import Person
 from shared.mappings.adoption import Adoption
 from shared.mappings.endings import ANNOUNCED_FOR, Endings
 from shared.mappings.identities import SETTLED_AFTER, Identities
 from shared.mappings.table import State, UnreadableRow
+from shared.requests import DEFAULT_LIMIT, Continuation, UsersQuery
 from shared.settings import AcsSettings
 from shared.sweep import Sweeper
 from tests.emulated import ACS_ID, anybody, mapping_of, until

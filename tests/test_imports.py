@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ FLOORS = [
     ["shared.broker", "shared.prune", "shared.sweep"],
     ["shared.leavers", "shared.mappings", "shared.policy"],
     ["shared.acs", "shared.entra"],
-    ["shared.http", "shared.runs"],
+    ["shared.http", "shared.requests", "shared.runs"],
     ["shared.refusal_lines"],
     ["shared.quota", "shared.rate_limit", "shared.settings"],
     [
@@ -36,7 +37,7 @@ FLOORS = [
 ONLY = {
     "azure.communication": {"shared.acs", "shared.services"},
     "azure.data": {"shared.mappings", "shared.services"},
-    "azure.functions": {"function_app", "shared.http"},
+    "azure.functions": {"function_app", "shared.http", "shared.requests"},
     "azure.identity": {"shared.entra", "shared.services"},
     "azure.storage": {"shared.mappings", "shared.services"},
     "aiohttp": {"shared.acs", "shared.documents", "shared.entra", "shared.services"},
@@ -106,6 +107,17 @@ def test_imports_only_deployed_code(module: str) -> None:
     """What runs in Azure never imports what is not deployed."""
     for place in ("local", "tests", "bench", "infra", "samples"):
         assert not any(within(imported, place) for imported in IMPORTS[module])
+
+
+def test_explained() -> None:
+    """The table of the architecture page has each module, and nothing else."""
+    page = (ROOT / "docs/architecture.md").read_text()
+    table = page.partition("| module of `shared/` |")[2].partition("\n\n")[0]
+    cells = re.findall(r"^\| (`.*?`) \|", table, re.MULTILINE)
+    named = [name for cell in cells for name in re.findall(r"`([\w/]+)`", cell)]
+    paths = [path for path in (ROOT / "shared").rglob("*.py") if path.stem != "__init__"]
+    modules = [path.relative_to(ROOT / "shared").with_suffix("").as_posix() for path in paths]
+    assert sorted(modules) == sorted(named)
 
 
 def test_no_circle() -> None:

@@ -109,6 +109,17 @@ async def test_people(in_full: Recorded, capsys: pytest.CaptureFixture[str]) -> 
     }
 
 
+async def test_rules(capsys: pytest.CaptureFixture[str]) -> None:
+    """Counts say which rule of the trust policy refused somebody, as the lines in full do."""
+    lines = RefusalLines(clock=lambda: 0.0, count_for=0.01)
+
+    refuse(lines, AT_ONCE + 3, **GRACE, code="not_permitted", policy_rule="agents")
+    await asyncio.sleep(0.05)
+
+    (line,) = counted(capsys)
+    assert [("agents", 3)] == [(kind["policy_rule"], kind["requests"]) for kind in line["kinds"]]
+
+
 async def test_our_own_failures(in_full: Recorded) -> None:
     """What fails for people has a line each, and what fails for strangers has not."""
     lines = RefusalLines(clock=lambda: 0.0, count_for=0.01)

@@ -470,9 +470,7 @@ def test_refuses_connection_strings(name: str, value: str) -> None:
             "is not an Entra host",
             id="evil",
         ),
-        pytest.param(
-            {"ENTRA_AUTHORITY_HOST": f"{EXTERNAL_ID}:8443"}, "on the default port", id="port"
-        ),
+        pytest.param({"ENTRA_AUTHORITY_HOST": f"{EXTERNAL_ID}:8443"}, "without a port", id="port"),
         pytest.param(
             {"ACS_EXCHANGES": "entra"}, "ACS_EXCHANGES needs people of a workforce", id="exchange"
         ),

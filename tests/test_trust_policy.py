@@ -98,10 +98,11 @@ def test_defaults() -> None:
     assert not read(rule()).is_audit
 
 
-def test_file(tmp_path: Path) -> None:
-    """The setting may be the path of a file."""
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_file(tmp_path: Path, encoding: str) -> None:
+    """The setting may be the path of a file, which may begin with a byte order mark."""
     file = tmp_path / "policy.json"
-    file.write_text(json.dumps({"rules": [rule()]}, indent=2) + "\n", "utf-8")
+    file.write_text(json.dumps({"rules": [rule()]}, indent=2) + "\n", encoding)
 
     assert read(rule()) == trust_policy(str(file), ALLOWED)
 

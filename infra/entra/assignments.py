@@ -42,7 +42,7 @@ class Assignment:
         try:
             kind = str(shown["principalType"]).lower()
             if kind not in KINDS:
-                raise ValueError(f"its principalType is none of {', '.join(KINDS)}")
+                raise ValueError(f"its principalType is not one of {', '.join(KINDS)}")
             return cls(
                 kind,
                 _guid(shown["objectId"], "objectId"),

@@ -48,7 +48,9 @@ class Certificate:
 
 
 def ask(url: str, path: str, token: str | None, *, seconds: float) -> Answer:
-    """Return the answer to a GET. A certificate that this machine does not trust is no answer.
+    """Return the answer to a GET.
+
+    A host whose certificate this machine does not trust counts as giving no answer.
 
     Raises:
         OSError, http.client.HTTPException: no answer came, or not within the seconds.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 COMMAND_SECONDS = 120
-# So old that no key can have been published after it: the service need not ask Entra about it.
+# So old that the service's keys are newer: it can refuse the token without asking Entra.
 FORGED_AGE = 2 * 24 * 3600
 LATEST = 100_000_000_000  # No token expires after this time, in the year 5138.
 COMPACT = re.compile(r"[\w-]+\.[\w-]+\.[\w-]+", re.ASCII)

@@ -151,7 +151,7 @@ class Host:
             value = http_request(request, path, parameters, body)
             return http_response(await function.run(value, self._context(function, request)))
         except Exception as exc:  # noqa: BLE001 - as the real host does
-            logger.error("%s failed: %s", function.name, _as_sent(exc))  # noqa: TRY400 - see there
+            logger.error("%s failed: %s", function.name, _as_sent(exc))  # noqa: TRY400 - `_as_sent` has the trace
             return web.Response(status=500)
 
     async def _admin(self, request: web.Request, path: str) -> web.Response:
@@ -178,7 +178,7 @@ class Host:
             info = TimerRequestConverter.decode(TIMER_INFO, trigger_metadata=None)
             await function.run(info, self._context(function, request))
         except Exception as exc:  # noqa: BLE001 - as the real host does
-            logger.error("%s failed: %s", function.name, _as_sent(exc))  # noqa: TRY400 - see there
+            logger.error("%s failed: %s", function.name, _as_sent(exc))  # noqa: TRY400 - `_as_sent` has the trace
         return web.Response(status=202)
 
     def _context(self, function: Function, request: web.Request) -> Context:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NewType, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Any, NewType, Protocol
 
 from jwt.algorithms import RSAAlgorithm
 
@@ -26,8 +26,7 @@ from shared.errors import (
     KeysUnavailableError,
     TenantNotAllowedError,
 )
-from shared.identifiers import GUID, Person
-from shared.settings import CONSUMERS
+from shared.identifiers import CONSUMERS, Person, is_guid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,7 +43,7 @@ _RS256 = RSAAlgorithm(RSAAlgorithm.SHA256)  # RFC 7518, section 3.3
 # The claims that decide. None may appear again in other letters (`OID`): software that ignores case
 # might read that one.
 DECIDING_CLAIMS = frozenset(
-    "aud iss exp nbf iat ver tid oid sub scp azp appid idtyp roles".split()  # noqa: SIM905 - as above
+    "aud iss exp nbf iat ver tid oid sub scp azp appid idtyp roles".split()  # noqa: SIM905 - reads as a list
 )
 
 VerifiedClaims = NewType("VerifiedClaims", "dict[str, Any]")
@@ -164,7 +163,7 @@ def _note_person(claims: VerifiedClaims) -> None:
     named = {"tenant_id": "tid", "object_id": "oid", "client_id": "azp"}
     if claims.get("ver") == "1.0":
         named["client_id"] = "appid"
-    audit.note(**{f: claims[c] for f, c in named.items() if _is_guid(claims.get(c))})
+    audit.note(**{f: claims[c] for f, c in named.items() if is_guid(claims.get(c))})
     token_id = claims.get("uti")  # By this id, Entra's sign-in logs know the token.
     if isinstance(token_id, str) and _TOKEN_ID.fullmatch(token_id):
         audit.note(uti=token_id)
@@ -205,10 +204,8 @@ def administrator_from_claims(
     # The role counts in the tenant that granted it, which is the tenant of the token.
     is_operator = person.tenant_id == settings.operator_tenant_id
     is_for_operator = settings.operator_tenant_id is not None or settings.tenant_ids is None
-    return Administrator(
-        *(person, client_id, claims["iat"], is_operator),
-        may_adopt=is_operator or not is_for_operator,
-    )
+    may_adopt = is_operator or not is_for_operator
+    return Administrator(person, client_id, claims["iat"], is_operator, may_adopt)
 
 
 def _who(
@@ -219,7 +216,7 @@ def _who(
     check_dates(claims, now.timestamp())
     tenant_id = _tenant(claims, key, settings)
     object_id = claims.get("oid")
-    if not _is_guid(object_id):
+    if not is_guid(object_id):
         raise InvalidTokenError("oid is not a GUID")
     return Person(tenant_id, object_id), _client(claims)
 
@@ -228,10 +225,6 @@ def _check_names(claims: Mapping[str, Any]) -> None:
     for name in claims:
         if name not in DECIDING_CLAIMS and name.casefold() in DECIDING_CLAIMS:
             raise InvalidTokenError("a deciding claim in other letters")
-
-
-def _is_guid(value: object) -> TypeGuard[str]:
-    return isinstance(value, str) and GUID.fullmatch(value) is not None
 
 
 def check_dates(claims: Mapping[str, Any], now: float) -> None:
@@ -260,7 +253,7 @@ def _date(claims: Mapping[str, Any], name: str) -> int:
 def _tenant(claims: Mapping[str, Any], key: SigningKey, settings: EntraSettings) -> str:
     """Return the tenant, after checking version, audience, issuer and signing key."""
     version, tenant_id = claims.get("ver"), claims.get("tid")
-    if not _is_guid(tenant_id):
+    if not is_guid(tenant_id):
         raise InvalidTokenError("tid is not a GUID")
     v2_issuer = f"{settings.authority}/{tenant_id}/v2.0"
     if version == "2.0":
@@ -288,7 +281,7 @@ def _client(claims: Mapping[str, Any]) -> str | None:
     """Return the app that asked for the token: `azp` in v2 tokens, `appid` in v1 tokens."""
     name, other = ("azp", "appid") if claims["ver"] == "2.0" else ("appid", "azp")
     client_id = claims.get(name)
-    if client_id is not None and not _is_guid(client_id):
+    if client_id is not None and not is_guid(client_id):
         raise InvalidTokenError(f"{name} is not a GUID")
     if claims.get(other) not in (None, client_id):
         raise InvalidTokenError("azp and appid disagree with each other or with ver")

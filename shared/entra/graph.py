@@ -20,7 +20,7 @@ import aiohttp
 from yarl import URL
 
 from shared.documents import read_object
-from shared.identifiers import GUID
+from shared.identifiers import is_guid
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -155,7 +155,7 @@ def users_of(page: dict[str, Any]) -> list[tuple[str, datetime]]:
 
 def _object_id(user: dict[str, Any]) -> str:
     object_id = user.get("id")
-    if not isinstance(object_id, str) or not GUID.fullmatch(object_id):
+    if not is_guid(object_id):
         raise ValueError("a user whose id is not a GUID")
     return object_id
 

@@ -52,7 +52,7 @@ class KeptKeys:
         self._documents = documents
         self._publisher = publisher
         self._name = f"signing_keys_{publisher.keys_of}"
-        self._last: Mapping[str, Any] | None = None  # What is kept, as far as we know.
+        self._last: Mapping[str, Any] | None = None  # What was last written, or tried.
         self._written_at = float("-inf")
         self._has_told = False
 

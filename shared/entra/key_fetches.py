@@ -47,9 +47,7 @@ class Backoff:
     """
 
     def __init__(self) -> None:
-        self._pause = float(RETRY_FIRST)
-        self._due = self._not_before = float("-inf")
-        self.is_failing = False
+        self.succeeded()  # Nothing has failed yet.
 
     def succeeded(self) -> None:
         """Forget all failures."""

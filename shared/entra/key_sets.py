@@ -1,6 +1,7 @@
 """What Entra publishes about its signing keys, and what makes it usable.
 
-Nothing is fetched here. A set is judged by the same rules whether it comes from Entra or was kept.
+`published_keys` fetches it. A set is judged by the same rules whether it comes from Entra or was
+kept.
 https://learn.microsoft.com/entra/identity-platform/signing-key-rollover
 """
 
@@ -28,7 +29,7 @@ _RSA_EXPONENT = 65537
 
 
 class StatusError(ValueError):
-    """Entra answered with a status other than 200."""
+    """Entra answered with a status other than 200. `published_keys` raises it."""
 
     def __init__(self, status: int, retry_after: float | None) -> None:
         super().__init__(f"status {status}")

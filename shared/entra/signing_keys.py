@@ -120,7 +120,7 @@ class SigningKeys:
         self._require_keys()
 
     def close(self) -> None:
-        """Stop refreshing in the background."""
+        """Stop refreshing in the background. Only tests do; a service refreshes until it ends."""
         for each in (self._timer, self._fetching, self._keeping):
             if each is not None:
                 each.cancel()

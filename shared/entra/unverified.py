@@ -20,7 +20,7 @@ def _member(name: bytes, value: bytes) -> tuple[bytes, re.Pattern[bytes]]:
     return quoted, re.compile(rb"%b\s{0,8}:\s{0,8}(%b)%b" % (quoted, value, _END))
 
 
-# Twelve digits are enough for some ten thousand years.
+# Twelve digits are enough for some thirty thousand years.
 _ISSUED_AT = _member(b"iat", rb"[1-9][0-9]{0,11}")
 _TENANT_ID = _member(b"tid", rb'"%b"' % _GUID)
 _OBJECT_ID = _member(b"oid", rb'"%b"' % _GUID)

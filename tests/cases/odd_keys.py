@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from local.entra.directory import FABRIKAM
 from local.entra.tokens import base64url
-from shared.settings import CONSUMERS
+from shared.identifiers import CONSUMERS
 from tests.tokens import Numbers, Parts, as_json
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from local.entra.directory import CONTOSO, FADI
 from shared.entra.access_tokens import AccessTokenValidator
 from shared.errors import InvalidTokenError
-from shared.settings import CONSUMERS
+from shared.identifiers import CONSUMERS
 from tests.cases.catalogue import case
 from tests.cases.issued import good, new, old
 from tests.cases.odd_keys import attackers_key

@@ -31,7 +31,8 @@ from local.entra.directory import (
 )
 from shared.entra.access_tokens import AccessTokenValidator
 from shared.errors import TenantNotAllowedError
-from shared.settings import CONSUMERS, Settings, SettingsError
+from shared.identifiers import CONSUMERS
+from shared.settings import Settings, SettingsError
 from tests.cases.catalogue import case
 from tests.cases.service import named
 from tests.running import table_of

@@ -48,7 +48,7 @@ from shared.errors import (
     KeysUnavailableError,
     TenantNotAllowedError,
 )
-from shared.settings import CONSUMERS
+from shared.identifiers import CONSUMERS
 from tests.tokens import as_json, parts_of, respelt, signed, signed_with_hmac
 
 if TYPE_CHECKING:

@@ -53,7 +53,7 @@ def test_finds(separators: tuple[str, str]) -> None:
     ],
 )
 def test_cannot_tell_when(iat: str) -> None:
-    """A time in another form than Entra's, or more than one, is none."""
+    """A time in another form than Entra's, or more than one, counts as not there."""
     end = "" if iat == "1800000000" else "}"
 
     assert unverified.issued_at(f'{{"iat":{iat}{end}'.encode()) is None

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from shared.errors import InvalidRequestError, MissingTokenError
-from shared.http import bearer_token
+from shared.requests import bearer_token
 from tests.fuzz import odd
 from tests.fuzz.target import refusing
 

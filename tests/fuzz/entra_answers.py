@@ -104,7 +104,7 @@ def _problem_of(error: BrokerError, answer: Mapping[str, Any]) -> str | None:
     response = http._problem(error, TRACE)
     for header in response.headers.values():
         if not HEADER.fullmatch(header):
-            return "a header that is none"
+            return "a header that is malformed"
     challenge = response.headers.get("WWW-Authenticate", "")
     if challenge and not CHALLENGED.fullmatch(challenge):
         return "a challenge that nobody can take apart"

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from shared import endpoints, http, policy, strict_json
+from shared import endpoints, policy, requests, strict_json
 from shared.acs import tokens
 from shared.entra import access_tokens, compact_form, graph, key_sets, refusals, unverified
 
@@ -53,7 +53,9 @@ class Defect:
 
 
 DEFECTS = {
-    "a header with two tokens": Defect("header", http.bearer_token, ' and "," not in token', ""),
+    "a header with two tokens": Defect(
+        "header", requests.bearer_token, ' and "," not in token', ""
+    ),
     "base64url in two spellings": Defect(
         "token", compact_form._decode, '.rstrip(b"=") != segment', '[:0] != b""'
     ),
@@ -92,9 +94,9 @@ DEFECTS = {
     "a hint from elsewhere": Defect(
         "hints", unverified._find, "payload.count(quoted) != 1", "payload.count(quoted) < 1"
     ),
-    "no scopes at all": Defect("body", http._scopes, "0 < len(value)", "len(value)"),
+    "no scopes at all": Defect("body", requests._scopes, "0 < len(value)", "len(value)"),
     "an empty parameter": Defect(
-        "query", http._query_parameters, "not all(value for _, value in query)", "False"
+        "query", requests._query_parameters, "not all(value for _, value in query)", "False"
     ),
     "a private key": Defect(
         "keys", key_sets.signing_keys_from, "_PRIVATE_MEMBERS.isdisjoint(jwk)", "True"
@@ -127,6 +129,6 @@ DEFECTS = {
     ),
     "Entra's words in an error": Defect("entra", refusals._word, " and _WORD.fullmatch(value)", ""),
     "a person who may not be gone": Defect(
-        "graph", graph._object_id, "GUID.fullmatch(object_id)", "object_id"
+        "graph", graph._object_id, "is_guid(object_id)", "isinstance(object_id, str)"
     ),
 }

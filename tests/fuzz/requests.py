@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 import azure.functions as func
 
-from shared import http
+from shared import requests
 from shared.errors import InvalidRequestError, UnsupportedMediaTypeError
 from tests.fuzz import odd
 from tests.fuzz.configured import OTHER_TENANT, TENANT
@@ -110,16 +110,16 @@ def _unless(refusals: list[Exception], right: type[Exception]) -> str | None:
 
 
 def _token(request: func.HttpRequest) -> Any:
-    read = http.TokenRequest.parse(request)
+    read = requests.TokenRequest.parse(request)
     return read.scopes, read.lifetime
 
 
 def _exchange(request: func.HttpRequest) -> Any:
-    return http.held_token(request)
+    return requests.held_token(request)
 
 
 def _identity(request: func.HttpRequest) -> Any:
-    return http.adopted_identity(request)
+    return requests.adopted_identity(request)
 
 
 def _expected_token(asked: dict[str, Any]) -> Any:
@@ -198,7 +198,7 @@ class QueryTarget:
         of_users = value.get("of users", False)
         with refusing(InvalidRequestError) as refusals:
             if of_users:
-                query = http.UsersQuery.parse(request)
+                query = requests.UsersQuery.parse(request)
                 read: Any = (query.tenant_id, query.state, query.acs_id, query.limit)
             else:
                 read = _token(request)

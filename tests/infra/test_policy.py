@@ -149,6 +149,8 @@ def test_names_every_problem(tmp_path: Path) -> None:
         ("{", "neither an Entra access token nor its claims as JSON"),
         ("{}", "the claims tid and oid are missing"),
         (claims(groups="secret"), "groups is not a list of names"),
+        (claims(azp=["secret"]), "the claim azp or appid is not a GUID"),
+        (claims(azp="secret"), "the claim azp or appid is not a GUID"),
     ],
 )
 def test_wrong_input(policy: Path, given: str, problem: str) -> None:
@@ -159,6 +161,15 @@ def test_wrong_input(policy: Path, given: str, problem: str) -> None:
     assert problem in errors
     assert "secret" not in errors
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("minutes", ["5", "-5", "0", "1441", "an hour"])
+def test_wrong_minutes(minutes: str) -> None:
+    """A lifetime that the broker would refuse whatever the policy says is a wrong argument."""
+    code, lines, errors = run("--minutes", minutes, given=claims())
+
+    assert (2, []) == (code, lines)
+    assert "not a whole number from 60 to 1440" in errors
 
 
 @pytest.mark.parametrize("text", ["[1", "[]", "7", '{"Values": {}}'])

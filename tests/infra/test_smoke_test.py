@@ -168,6 +168,23 @@ async def test_no_answer() -> None:
 
 
 @pytest.mark.parametrize(
+    "option",
+    [
+        ["--json"],
+        ["--token-command", "false"],
+        ["--user", "8:acs:x"],
+        ["--slow-ms", "0"],
+        ["--certificate-days", "9"],
+    ],
+)
+async def test_options_of_the_probe(option: list[str]) -> None:
+    """What only the probe heeds is refused without it, rather than ignored."""
+    code, _, err = await run("https://func.example.com", *option)
+    assert 2 == code
+    assert "this is for --probe only" in err
+
+
+@pytest.mark.parametrize(
     "url",
     [
         "http://func.example.com",

@@ -30,7 +30,6 @@ PER_SECOND = PUBLISHED / WINDOW_SECONDS
 SIGN_INS_PER_SECOND = 167
 MINUTE = 60
 LONGEST_SECONDS = 3 * 3600.0
-SECONDS_BEFORE_AGAIN = 10.0  # What a client was told before there were shares.
 
 
 class Acs:
@@ -90,7 +89,7 @@ class Crowd:
 
     Args:
         instances: how many processes there are.
-        shares: with the service's quota; without, every request is a call, as it used to be.
+        shares: with the service's quota; without, every request is a call of ACS.
         jitter: clients are told different times.
     """
 
@@ -158,7 +157,7 @@ class Crowd:
             process.quota.ended(began, self.now, succeeded=wait is None)
             self._go_on(process)
         if wait is not None:
-            self._refuse(client, wait if self.shares else SECONDS_BEFORE_AGAIN)
+            self._refuse(client, wait)
             return
         self.served[client.person.tenant_id] += 1
         self.issued_at[int(self.now)] += 1
@@ -225,7 +224,7 @@ def goodput(crowd: Crowd, until: int) -> float:
 
 
 async def measure() -> list[Row]:
-    """Simulate the crowds, and compare with what was before, and with no jitter."""
+    """Simulate the crowds, and compare with a service that has neither shares nor jitter."""
     rows = []
     for instances in (1, 4, 40):
         crowd = wave(100_000 if instances == 40 else 20_000, instances=instances)
@@ -248,7 +247,7 @@ async def measure() -> list[Row]:
     rows.append(
         Row("refused of 100,000 renewals in an hour", sum(day.refused.values()), 0, "requests")
     )
-    before = two_tenants(instances=4, shares=False, jitter=False)
+    without = two_tenants(instances=4, shares=False, jitter=False)
     for instances in (1, 4):
         shared = two_tenants(instances=instances)
         rows.append(
@@ -256,11 +255,11 @@ async def measure() -> list[Row]:
                 "refused of 540 requests of a tenant beside a crowd of another's, after the first"
                 f" minute, instances: {instances}",
                 *(shared.refused["fabrikam", True], 27, "requests"),
-                f"without shares: {before.refused['fabrikam', True]}, and"
-                f" {before.acs.refused} x 429 instead of {shared.acs.refused}",
+                f"without shares: {without.refused['fabrikam', True]}, and"
+                f" {without.acs.refused} x 429 instead of {shared.acs.refused}",
             )
         )
-    mean_tries = [sum(each.tries) / len(each.tries) for each in (shared, before)]
+    mean_tries = [sum(each.tries) / len(each.tries) for each in (shared, without)]
     rows += [
         Row(
             "tries for a token beside that crowd",

@@ -31,7 +31,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from local.entra.tokens import TokenIssuer
 from local.functions.app import Context, TraceContext
 from local.stack import EXAMPLE, REPOSITORY, emulators, functions_host
-from shared import audit, http
+from shared import audit, http, requests
 from shared.entra.access_tokens import AccessTokenValidator
 from shared.entra.key_sets import signing_keys_from
 from shared.settings import Settings
@@ -56,14 +56,6 @@ PEOPLE_PER_SECOND = 40
 PEOPLE = 30  # Each has a rate limit.
 MAX_REFUSAL_MS = 0.3
 HOST_COLUMNS = 500  # bytes of a row in AppTraces besides the line: docs/deploy.md.
-# What was measured before the parts of a token had bounds, with the local host's own work.
-BEFORE = {
-    "a.b.c": 0.23,
-    "forged, typical": 0.44,
-    "forged, payload of 24 KiB": 1.22,
-    "header of 24 KiB, flat": 3.2,
-    "header of 24 KiB, nested": 11.7,
-}
 
 
 class KnownKeys:
@@ -94,7 +86,7 @@ class InProcess:
 
         @http.answers_problems("GET")
         async def token(req: func.HttpRequest) -> func.HttpResponse:
-            await self.validate(http.bearer_token(req.headers))
+            await self.validate(requests.bearer_token(req.headers))
             return http.json_response({})
 
         self._endpoint = token
@@ -242,10 +234,7 @@ async def _live_ms(host: FunctionsHost, route: str, token: str) -> float:
 
 
 def _live_row(name: str, milliseconds: float, own: float) -> Row:
-    before = f", before {BEFORE[name]} ms" if name in BEFORE else ""
-    return _refusal(
-        f"live: {name}", milliseconds, f"with the host {milliseconds + own:.2f}{before}"
-    )
+    return _refusal(f"live: {name}", milliseconds, f"with the host {milliseconds + own:.2f}")
 
 
 def _cpu_seconds(pid: int) -> float:
@@ -287,5 +276,5 @@ class _Lines:
         size = sum(len(line) + HOST_COLUMNS for line in lines)
         return [
             Row("refusals in the flood that no line counts", refusals - known, 0, "requests"),
-            Row("log bytes for each of them", size / refusals, 50, "bytes", "before: 730"),
+            Row("log bytes for each of them", size / refusals, 50, "bytes"),
         ]

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from shared.broker import IssuedToken
 from shared.entra.access_tokens import Administrator, Caller
 from shared.errors import BrokerError, UpstreamTimeoutError
-from shared.http import DEADLINE_SECONDS, TokenRequest
+from shared.http import DEADLINE_SECONDS
 from shared.identifiers import Person
+from shared.requests import TokenRequest
 from tests.simulation.disasters import put_back
 from tests.simulation.judge import Ended, HandedOut, second_of
 from tests.simulation.network import EPOCH_SECONDS
