@@ -67,6 +67,7 @@ class BrokerError(Exception):
     code: str
     description: str
     retry_after: float | None = None
+    answered: int | None = None  # The status of ACS's answer, if the error is about one.
 
     def __init__(
         self, reason: str = "", *, retry_after: float | None = None, claims: str | None = None

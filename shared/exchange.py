@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from shared.entra.access_tokens import Caller
     from shared.entra.on_behalf_of import OnBehalfOf
     from shared.exchange_kinds import ExchangeKind
+    from shared.identifiers import Person
     from shared.mappings.table import IdentityMapping, IdentityMappings
     from shared.settings import Settings
 
@@ -124,7 +125,9 @@ class Exchange:
             self._check_held(held, kind, caller, mapping)
             client_id, entra_token = caller.client_id, held
         try:
-            user, token = await self._at_acs(kind, entra_token, str(client_id), caller)
+            user, token = await self._at_acs(
+                kind, entra_token, str(client_id), caller.person, held=held is not None
+            )
         except UserTokenRefusedError as exc:
             raise (UnusableTokenError(f"accessToken: {exc}") if held else exc.ours) from exc
         if token.expires_on < self._clock() + LEAST_LIFETIME:
@@ -151,16 +154,16 @@ class Exchange:
             raise UnusableTokenError(f"accessToken: {exc}") from exc
 
     async def _at_acs(
-        self, kind: ExchangeKind, entra_token: str, client_id: str, caller: Caller
+        self, kind: ExchangeKind, entra_token: str, client_id: str, person: Person, *, held: bool
     ) -> tuple[dict[str, object], AcsToken]:
         if kind.name == "teams":
-            object_id = caller.person.object_id
-            token = await self._acs.teams_user(entra_token, client_id, object_id)
+            object_id = person.object_id
+            token = await self._acs.teams_user(entra_token, client_id, object_id, held=held)
             acs_id = f"8:{self._settings.teams_cloud}:{object_id}"
             return {"microsoftTeamsUserId": object_id, "id": acs_id}, token
         if kind.name == "entra":
-            acs_id, token = await self._acs.entra_user(entra_token)
+            acs_id, token = await self._acs.entra_user(entra_token, held=held)
         else:
-            acs_id, token = await self._acs.teams_extension_user(entra_token)
+            acs_id, token = await self._acs.teams_extension_user(entra_token, held=held)
         audit.note(acs_id=acs_id)
         return user_json(acs_id), token

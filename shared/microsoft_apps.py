@@ -31,7 +31,20 @@ HOSTS = (
     "windowsazure.cn",
     "chinacloudapi.cn",
     "usgovcloudapi.net",
-    "azure-api.us",
+    "azuresynapse.net",
+    "azuredatabricks.net",
+    "api.azureml.ms",
+    "azconfig.io",
+    "loganalytics.io",
+    "loganalytics.us",
+    "applicationinsights.io",
+    "applicationinsights.us",
+    "botframework.com",
+    "botframework.us",
+    "powerplatform.com",
+    "cloud.microsoft",
+    "microsoft365.com",
+    "onenote.com",
     "office.com",
     "office.net",
     "office365.com",
@@ -44,6 +57,7 @@ HOSTS = (
     "sharepoint.com",
     "sharepoint.us",
     "sharepoint.cn",
+    "svc.ms",
     "visualstudio.com",
     "dynamics.com",
     "dynamics.us",
@@ -52,8 +66,8 @@ HOSTS = (
     "powerapps.com",
     "yammer.com",
 )
-# Customers choose the names under this host.
-CUSTOMERS = ("cloudapp.azure.com",)
+# Customers choose the names under these, of virtual machines.
+CUSTOMERS = ("cloudapp.azure.com", "cloudapp.usgovcloudapi.net", "cloudapp.chinacloudapi.cn")
 # Federated credentials: tokens for these prove that an app is itself.
 # https://learn.microsoft.com/entra/workload-id/workload-identity-federation-config-app-trust-managed-identity
 TOKEN_EXCHANGE = re.compile(r"api://azureadtokenexchange[a-z]*")
@@ -68,6 +82,12 @@ APPS = frozenset(
         "022907d3-0f1b-48f7-badc-1ba6abab6d66",  # Azure SQL Database
         "ca7f3f0b-7d91-482c-8e09-c5d840d0eac5",  # Log Analytics API
         "499b84ac-1321-427f-aa17-267ca6975798",  # Azure DevOps
+        # https://learn.microsoft.com/azure/databricks/dev-tools/service-prin-aad-token
+        "2ff814a6-3304-4ab8-85cb-cd0e6f879c1d",  # Azure Databricks
+        # https://azure.github.io/kubelogin/concepts/aks.html
+        "6dae42f8-4368-4678-94ff-3960e28e3630",  # Azure Kubernetes Service
+        # https://learn.microsoft.com/power-platform/admin/programmability-authentication-v2
+        "8578e004-a5c6-46e7-913e-12f58912df43",  # Power Platform API
         "fb60f99c-7a34-4190-8149-302f77469936",  # Entra token exchange
         "c5393580-f805-4401-95e8-94b7a6ef2fc2",  # Office 365 Management APIs
         "cc15fd57-2c6c-4117-a88c-83b1d56b4bbe",  # Microsoft Teams Services

@@ -455,12 +455,13 @@ def _own_app(text: str) -> str:
 
 
 def _items(text: str) -> tuple[str, ...]:
-    return tuple(item.strip() for item in text.split(",") if item.strip())
+    items = tuple(item.strip() for item in text.split(",") if item.strip())
+    if text and not items:  # Otherwise it would do as if the setting were not there.
+        raise ValueError("has nothing but commas")
+    return items
 
 
 def _audiences(text: str) -> frozenset[str]:
-    if not _items(text):
-        raise ValueError("is not a list of audiences")
     # A token for Microsoft Graph that some other app was given would open the broker, too.
     if foreign := [item for item in _items(text) if is_microsofts(item)]:
         raise ValueError(f"has an audience of Microsoft's own, not of yours: {', '.join(foreign)}")
@@ -475,7 +476,7 @@ def _tenants(text: str) -> frozenset[str] | None:
     if text == ANY_TENANT:
         return None
     tenants = frozenset(_items(text))
-    if not tenants or not all(GUID.fullmatch(tenant.lower()) for tenant in tenants):
+    if not all(GUID.fullmatch(tenant.lower()) for tenant in tenants):
         raise ValueError("is neither a list of tenant ids (GUIDs) nor *")
     if CONSUMERS in _guids(text):
         raise ValueError("names the tenant of personal accounts, which is never served")
@@ -484,7 +485,7 @@ def _tenants(text: str) -> frozenset[str] | None:
 
 def _acs_scopes(text: str) -> tuple[str, ...]:
     scopes = tuple(dict.fromkeys(_items(text)))
-    if not scopes or not ACS_SCOPES.issuperset(scopes):
+    if not ACS_SCOPES.issuperset(scopes):
         raise ValueError(f"is not a list of {', '.join(sorted(ACS_SCOPES))}")
     return scopes
 

@@ -157,6 +157,18 @@ async def test_expires_too_soon(
         assert expires == (await call).as_json()["expiresOn"]
 
 
+@pytest.mark.parametrize("status", [400, 413, 422, 431])
+async def test_refused_by_acs(
+    exchange_of: Callable[..., Exchange], entra: EntraEmulator, acs: AcsEmulator, status: int
+) -> None:
+    """What ACS refuses because of the caller's own token is no failure of ours."""
+    held = entra.issue_access_token(ADA.user_name, resource=ACS_CLIENTS, scopes=("VoIP",))
+    acs.faults.fail_next("exchange_entra", status=status)
+
+    with pytest.raises(InvalidRequestError, match=f"accessToken: ACS answered {status}"):
+        await exchange_of().for_entra_user(CALLER, entra.issue_access_token(ADA.user_name), held)
+
+
 async def test_held_token(
     exchange_of: Callable[..., Exchange], entra: EntraEmulator, acs: AcsEmulator
 ) -> None:

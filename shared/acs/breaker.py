@@ -40,11 +40,15 @@ class Breaker:
             raise UpstreamUnavailableError(reason, retry_after=wait)
 
     @contextmanager
-    def watch(self) -> Iterator[None]:
+    def watch(self, *, held: bool = False) -> Iterator[None]:
         """Count one call, which the body makes.
 
         A call that is cancelled is not counted. It says nothing about ACS: a call that ACS does not
         answer ends by its own time limit.
+
+        Args:
+            held: whether the call has a token that the caller has sent. A failure may be due to
+                that, so it is counted only if ACS is silent until the time is over.
         """
         clock = asyncio.get_running_loop().time
         begun, failed = clock(), False
@@ -52,7 +56,8 @@ class Breaker:
             yield
         except BrokerError as error:
             failed = is_failure(error)
-            self._record(begun, clock(), failed=failed)
+            if not (failed and held) or _is_silence(error):
+                self._record(begun, clock(), failed=failed)
             raise
         self._record(begun, clock(), failed=failed)
 
@@ -72,6 +77,9 @@ def is_failure(error: BrokerError) -> bool:
     A 4xx other than 408 is none: ACS works, and refuses this request, or limits us.
     """
     if isinstance(error, UpstreamBadResponseError):
-        status = getattr(error.__cause__, "status_code", None)
-        return status is None or status not in range(400, 500)
+        return error.answered not in range(400, 500)
     return isinstance(error, UpstreamUnavailableError | UpstreamTimeoutError)
+
+
+def _is_silence(error: BrokerError) -> bool:
+    return isinstance(error, UpstreamTimeoutError) and error.answered is None

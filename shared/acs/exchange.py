@@ -18,18 +18,18 @@ from azure.core.exceptions import HttpResponseError
 from yarl import URL
 
 from shared import audit
-from shared.acs.breaker import Breaker
+from shared.acs.breaker import Breaker, is_failure
 from shared.acs.identity import (
     ONCE,
     OPERATION_SECONDS,
     error_of,
     error_of_status,
+    without_identity,
 )
 from shared.acs.tokens import check_contents, checked_token
 from shared.documents import read_object
 from shared.errors import (
     BrokerError,
-    IdentityGoneError,
     NotAssignedError,
     UpstreamAuthError,
     UpstreamBadResponseError,
@@ -68,7 +68,8 @@ class AcsExchange:
     """The exchanges of one ACS resource.
 
     Every method raises UserTokenRefusedError if ACS does not take the Entra token, and one of the
-    `Upstream…` errors if ACS fails, refuses us, or gives an answer that cannot be used.
+    `Upstream…` errors if ACS fails, refuses us, or gives an answer that cannot be used. `held` says
+    that the caller has sent the Entra token, so that nobody but ACS has verified it.
     """
 
     def __init__(
@@ -89,35 +90,42 @@ class AcsExchange:
             TEAMS_EXTENSION: Breaker("exchange_teams_extension"),
         }
 
-    async def entra_user(self, entra_token: str) -> tuple[str, AcsToken]:
+    async def entra_user(self, entra_token: str, *, held: bool = False) -> tuple[str, AcsToken]:
         """Return the id and the token of an Entra ID user.
 
         Args:
             entra_token: for Azure Communication Services Clients.
+            held: see above.
 
         Raises:
             NotAssignedError: the person has no access to the resource.
         """
-        return await self._exchange(ENTRA, entra_token)
+        return await self._exchange(ENTRA, entra_token, held=held)
 
-    async def teams_extension_user(self, entra_token: str) -> tuple[str, AcsToken]:
+    async def teams_extension_user(
+        self, entra_token: str, *, held: bool = False
+    ) -> tuple[str, AcsToken]:
         """Return the id and the token of a Teams user for Teams extension. Raises as `entra_user`.
 
         Args:
             entra_token: for ACS's app for Teams users, with the scope of Teams extension.
+            held: see above.
         """
-        return await self._exchange(TEAMS_EXTENSION, entra_token)
+        return await self._exchange(TEAMS_EXTENSION, entra_token, held=held)
 
-    async def teams_user(self, entra_token: str, client_id: str, object_id: str) -> AcsToken:
+    async def teams_user(
+        self, entra_token: str, client_id: str, object_id: str, *, held: bool = False
+    ) -> AcsToken:
         """Return the token of a Teams user.
 
         Args:
             entra_token: for ACS's app for Teams users.
             client_id: the app that it was issued to.
             object_id: the person whom it was issued for.
+            held: see above.
         """
         self._breakers[TEAMS].admit()
-        with self._breakers[TEAMS].watch():
+        with self._breakers[TEAMS].watch(held=held):
             try:
                 with audit.timed("acs_ms"):
                     async with asyncio.timeout(self._seconds):
@@ -131,9 +139,9 @@ class AcsExchange:
             check_contents(token.token, acs_ids=ids)
         return token
 
-    async def _exchange(self, path: str, entra_token: str) -> tuple[str, AcsToken]:
+    async def _exchange(self, path: str, entra_token: str, *, held: bool) -> tuple[str, AcsToken]:
         self._breakers[path].admit()
-        with self._breakers[path].watch():
+        with self._breakers[path].watch(held=held):
             return _identity_and_token(await self._answer(path, entra_token))
 
     async def _answer(self, path: str, entra_token: str) -> dict[str, Any]:
@@ -196,10 +204,8 @@ async def _refusal(response: aiohttp.ClientResponse) -> Exception:
     """
     status = response.status
     wait = seconds_of(response.headers)
-    if status == HTTPStatus.BAD_REQUEST:
-        return UserTokenRefusedError(UpstreamBadResponseError(f"ACS answered {status}"))
     if status not in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-        return _without_identity(error_of_status(status, wait))
+        return _error_of_request(error_of_status(status, wait))
     try:
         answer = await read_object(response, max_bytes=MAX_ANSWER_BYTES)
     except ValueError:
@@ -222,14 +228,19 @@ def _teams_error_of(exc: Exception) -> Exception:
             return UserTokenRefusedError(UpstreamBadResponseError(reason))
         if exc.status_code == HTTPStatus.FORBIDDEN and code != "Denied":
             return NotAssignedError(reason)
-    return _without_identity(error_of(exc))
+    return _error_of_request(error_of(exc))
 
 
-def _without_identity(error: BrokerError) -> BrokerError:
-    """Return an error for a request that names no identity: 404 is then no answer of ACS's."""
-    if isinstance(error, IdentityGoneError):
-        return UpstreamBadResponseError(str(error))
-    return error
+def _error_of_request(error: BrokerError) -> Exception:
+    """Return the error for a 4xx that is not about the person's rights.
+
+    All of the request but the token is always the same, and ACS takes it. So the token is too long
+    for it, or something else is wrong with it. 404 can only be about the path.
+    """
+    error = without_identity(error)
+    if not isinstance(error, UpstreamBadResponseError) or error.answered == HTTPStatus.NOT_FOUND:
+        return error
+    return error if is_failure(error) else UserTokenRefusedError(error)
 
 
 def _code(error: object) -> str:

@@ -107,7 +107,7 @@ class AcsIdentity:
             async with _translated():
                 user = await self._client.create_user(**ONCE)
         except IdentityGoneError as exc:
-            raise UpstreamBadResponseError("create: ACS answered 404") from exc.__cause__
+            raise without_identity(exc) from exc
         acs_id: str | None = user.properties["id"]
         if not acs_id or not ACS_ID.fullmatch(acs_id):
             # An id of a form that we do not know is logged, so that it is not lost.
@@ -295,4 +295,13 @@ def error_of_status(status: int, wait: float | None) -> BrokerError:
         error = UpstreamTimeoutError(reason)
     elif status in range(500, 600):
         error = UpstreamUnavailableError(reason, retry_after=wait)
+    error.answered = status
+    return error
+
+
+def without_identity(error: BrokerError) -> BrokerError:
+    """Return an error for a request that names no identity: 404 is then no answer of ACS's."""
+    if isinstance(error, IdentityGoneError):
+        answered, error = error.answered, UpstreamBadResponseError(str(error))
+        error.answered = answered
     return error

@@ -101,6 +101,27 @@ class TestBreaker:
 
         assert opens == any(each is not error for each in ended)
 
+    @pytest.mark.parametrize(
+        ("answered", "opens"), [(None, True), (408, False)], ids=["silence", "408"]
+    )
+    def test_held(self, answered: int | None, opens: bool) -> None:
+        """Of the calls with callers' own tokens, those count that are not answered in time."""
+        breaker = Breaker("exchange_entra")
+        error = UpstreamTimeoutError("too late")
+        error.answered = answered
+
+        async def main() -> None:
+            for _ in range(LEAST_CALLS):
+                with pytest.raises(UpstreamTimeoutError), breaker.watch(held=True):
+                    raise error
+            breaker.admit()
+
+        if opens:
+            with pytest.raises(UpstreamUnavailableError):
+                VirtualLoop().run(main())
+        else:
+            VirtualLoop().run(main())
+
     def test_cancelled(self) -> None:
         """A cancelled call is neither a failure nor a success, and a later probe closes it."""
         breaker = Breaker("issue")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -17,6 +18,7 @@ from local.acs.emulator import AcsEmulator
 from local.entra.directory import ACS_CLIENTS, ACS_TEAMS, ADA, BROKER, CONTOSO, WEB_APP
 from local.serving.application import serve
 from shared.acs.exchange import AcsExchange, UserTokenRefusedError
+from shared.circuit import LEAST_CALLS
 from shared.errors import (
     BrokerError,
     NotAssignedError,
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
     from local.entra.tokens import TokenIssuer
 
-    Call = Callable[[AcsExchange, str], Awaitable[Any]]
+    Call = Callable[..., Awaitable[Any]]
 
 KEY = base64.b64encode(b"worthless").decode()
 ACS_ID = f"8:acs:ac5ac5ac-0000-4000-8000-000000000001_wf_{CONTOSO.tenant_id}_{ADA.object_id}"
@@ -72,15 +74,17 @@ def token_of(issuer: TokenIssuer, call: str, **changes: Any) -> str:
 
 
 CALLS: list[Any] = [
-    pytest.param("exchange_entra", lambda acs, token: acs.entra_user(token), id="entra"),
+    pytest.param(
+        "exchange_entra", lambda acs, token, **held: acs.entra_user(token, **held), id="entra"
+    ),
     pytest.param(
         "exchange_teams_extension",
-        lambda acs, token: acs.teams_extension_user(token),
+        lambda acs, token, **held: acs.teams_extension_user(token, **held),
         id="teams-extension",
     ),
     pytest.param(
         "exchange_teams_user",
-        lambda acs, token: acs.teams_user(token, WEB_APP.client_id, ADA.object_id),
+        lambda acs, token, **held: acs.teams_user(token, WEB_APP.client_id, ADA.object_id, **held),
         id="teams",
     ),
 ]
@@ -113,6 +117,9 @@ class TestAll:
         [
             ({"status": 404}, UpstreamBadResponseError),
             ({"status": 408}, UpstreamTimeoutError),
+            ({"status": 409, "headers": {"Retry-After": "9"}}, UpstreamThrottledError),
+            ({"status": 413, "body": "<"}, UserTokenRefusedError),
+            ({"status": 431, "body": ""}, UserTokenRefusedError),
             ({"status": 429, "headers": {"Retry-After": "9"}}, UpstreamThrottledError),
             ({"status": 500}, UpstreamUnavailableError),
             ({"status": 503, "body": "<"}, UpstreamUnavailableError),
@@ -133,7 +140,7 @@ class TestAll:
         operation: str,
         call: Call,
         fault: dict[str, Any],
-        error: type[BrokerError],
+        error: type[Exception],
     ) -> None:
         """ACS's failures, redirects and odd answers become our errors, without its words."""
         acs.faults.fail_next(operation, **fault)
@@ -142,8 +149,11 @@ class TestAll:
             await call(exchange, token_of(issuer, operation))
 
         assert len(str(caught.value)) < 80
+        ours: Any = getattr(caught.value, "ours", caught.value)
         if "Retry-After" in fault.get("headers", {}):
-            assert 9 == caught.value.retry_after
+            assert 9 == ours.retry_after
+        if isinstance(caught.value, UserTokenRefusedError):
+            assert isinstance(ours, UpstreamBadResponseError)
 
     async def test_slow(
         self,
@@ -183,6 +193,61 @@ class TestAll:
         denied = UpstreamAuthError if code == "Denied" else UpstreamBadResponseError
         assert denied is type(ours)
         assert "Lovelace" not in str(caught.value)
+
+
+@each_call
+class TestBreakers:
+    """Who can keep the others from asking ACS."""
+
+    async def with_failures(
+        self, acs: AcsEmulator, ask: Callable[..., Awaitable[Any]], operation: str, fault: Any
+    ) -> int:
+        """Return how often ACS is asked, of so many times that would open a breaker."""
+        acs.faults.fail_next(operation, **fault, times=LEAST_CALLS + 1)
+        for _ in range(LEAST_CALLS + 1):
+            with pytest.raises((BrokerError, UserTokenRefusedError)):
+                await ask()
+        return acs.faults.count(operation)
+
+    @pytest.mark.parametrize("status", [400, 401, 404, 409, 413, 415, 422, 431])
+    @pytest.mark.parametrize("held", [False, True])
+    async def test_refusals(
+        self,
+        issuer: TokenIssuer,
+        acs: AcsEmulator,
+        exchange: AcsExchange,
+        operation: str,
+        call: Call,
+        held: bool,
+        status: int,
+    ) -> None:
+        """No 4xx stops the next call, whoever got the token."""
+        ask = partial(call, exchange, token_of(issuer, operation), held=held)
+
+        assert LEAST_CALLS + 1 == await self.with_failures(acs, ask, operation, {"status": status})
+
+    @pytest.mark.parametrize(
+        "fault",
+        [{"status": 500}, {"status": 408}, {"status": 307}, {"reset": True}],
+        ids=str,
+    )
+    @pytest.mark.parametrize("held", [False, True])
+    async def test_failures(
+        self,
+        issuer: TokenIssuer,
+        acs: AcsEmulator,
+        exchange: AcsExchange,
+        operation: str,
+        call: Call,
+        held: bool,
+        fault: Any,
+    ) -> None:
+        """What fails with callers' own tokens stops nobody; with ours, it does."""
+        ask = partial(call, exchange, token_of(issuer, operation), held=held)
+
+        asked = await self.with_failures(acs, ask, operation, fault)
+
+        assert LEAST_CALLS + held == asked
 
 
 @pytest.mark.parametrize(("operation", "call"), CALLS[:2])
