@@ -21,6 +21,7 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -108,15 +109,34 @@ def explain(
     else:
         lines += _rules(caller, settings.policy)
     policy = Policy(settings.acs, settings.policy)
+    enforced = Policy(settings.acs, _enforced(settings.policy))
+    token, would = _token(caller, policy, scopes, lifetime)
+    strict, _ = _token(caller, enforced, scopes, lifetime)
+    lines.append(f"token    {token}")
+    if strict != token:
+        lines.append(f"         without audit mode: {strict}")
+    return [*lines, *_exchanges(caller, settings, policy, enforced)], would
+
+
+def _token(
+    caller: Caller, policy: Policy, scopes: frozenset[str] | None, lifetime: timedelta | None
+) -> tuple[str, bool]:
+    """Return the token that a caller would get, in words, and whether that is one."""
     try:
         grant = policy.token(caller, scopes, lifetime)
     except BrokerError as error:
         claims = f", with the claims {error.claims}" if error.claims else ""
-        lines.append(f"token    refused: {error.status.value} {error.code}{claims}")
-        return [*lines, *_exchanges(caller, settings, policy)], False
+        return f"refused: {error.status.value} {error.code}{claims}", False
     minutes = grant.lifetime // timedelta(minutes=1)
-    lines.append(f"token    {','.join(sorted(grant.scopes))} for {minutes} minutes")
-    return [*lines, *_exchanges(caller, settings, policy)], True
+    return f"{','.join(sorted(grant.scopes))} for {minutes} minutes", True
+
+
+def _enforced(policy: TrustPolicy | None) -> TrustPolicy | None:
+    """Return a policy without its audit modes."""
+    if policy is None:
+        return None
+    rules = tuple(replace(rule, is_audit=False) for rule in policy.rules)
+    return replace(policy, rules=rules, is_audit=False)
 
 
 def _unserved(caller: Caller, settings: Settings) -> str:
@@ -158,23 +178,50 @@ def _demands(caller: Caller, rule: Rule) -> Iterator[str]:
         yield f"         it is not met: {error}"
 
 
-def _exchanges(caller: Caller, settings: Settings, policy: Policy) -> Iterator[str]:
+def _exchanges(
+    caller: Caller, settings: Settings, policy: Policy, enforced: Policy
+) -> Iterator[str]:
     for kind in (settings.exchanges.entra, settings.exchanges.teams):
         if kind is None:
             continue
-        try:
-            policy.check_exchange(caller, kind.name)
-        except BrokerError as error:
-            yield f"exchange {kind.name}: refused: {error.status.value} {error.code}"
-        else:
-            yield f"exchange {kind.name}: allowed"
+        found, strict = (_exchange(caller, each, kind.name) for each in (policy, enforced))
+        yield f"exchange {kind.name}: {found}"
+        if strict != found:
+            yield f"         without audit mode: {strict}"
+
+
+def _exchange(caller: Caller, policy: Policy, name: str) -> str:
+    try:
+        policy.check_exchange(caller, name)
+    except BrokerError as error:
+        return f"refused: {error.status.value} {error.code}"
+    return "allowed"
 
 
 def _scopes(text: str) -> frozenset[str]:
-    scopes = frozenset(text.split(","))
+    scopes = frozenset(scope.strip() for scope in text.split(","))
     if not scopes <= ACS_SCOPES:
         raise argparse.ArgumentTypeError(f"not a list of {', '.join(sorted(ACS_SCOPES))}")
     return scopes
+
+
+def _number_of_rules(policy: TrustPolicy | None) -> str:
+    if policy is None:
+        return "no trust policy"
+    return f"{len(policy.rules)} rule{'' if len(policy.rules) == 1 else 's'}"
+
+
+def _path_of(file: Path) -> str:
+    """Return the path of a policy. Unlike a setting, an argument may be quoted.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        file.open("rb").close()
+    except OSError as exc:
+        raise InputError(f"{file} cannot be read: {exc.strerror}") from None
+    return str(file)
 
 
 def _lifetime(text: str) -> timedelta:
@@ -212,11 +259,10 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         env = settings_from(arguments.settings) if arguments.settings else dict(os.environ)
         if arguments.policy:
-            env["TRUST_POLICY"] = str(arguments.policy)
+            env["TRUST_POLICY"] = _path_of(arguments.policy)
         settings = Settings.from_env(env)
         if arguments.check:
-            found = f"{len(settings.policy.rules)} rules" if settings.policy else "no trust policy"
-            sys.stdout.write(f"The settings are valid: {found}.\n")
+            sys.stdout.write(f"The settings are valid: {_number_of_rules(settings.policy)}.\n")
             return WOULD
         caller = caller_from(sys.stdin.read(MAX_INPUT))
         lines, would = explain(caller, settings, arguments.scope, arguments.minutes)

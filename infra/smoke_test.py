@@ -29,7 +29,7 @@ from infra.probe.asking import ask, certificate_of
 from infra.probe.checks import checks_with, standard_checks
 from infra.probe.issued import USER
 from infra.probe.results import Result, Results
-from infra.probe.tokens import NoTokenError, good_token, token_from
+from infra.probe.tokens import COMMAND_SECONDS, NoTokenError, good_token, token_from
 
 if TYPE_CHECKING:
     from infra.probe.checks import Check
@@ -91,10 +91,18 @@ def probe(arguments: argparse.Namespace) -> int:
     results = Results(arguments.url)
     if urlsplit(arguments.url).scheme == "https":
         results.checks.append(_certificate_result(results, arguments))
-    for check in standard_checks() + _checks_with_token(results, arguments):
-        results.checks.append(
-            result_of(arguments.url, check, deadline, arguments.timeout, arguments.slow_ms)
-        )
+
+    def run(check: Check) -> Result:
+        result = result_of(arguments.url, check, deadline, arguments.timeout, arguments.slow_ms)
+        results.checks.append(result)
+        return result
+
+    # A service that cannot be reached is one problem, not one for each check.
+    is_up, *others = standard_checks()
+    is_trusted = not any(result.problems for result in results.checks)
+    if is_trusted and run(is_up).status is not None:
+        for check in others + _checks_with_token(results, arguments):
+            run(check)
     sys.stdout.write(f"{results.as_json() if arguments.json else results.line()}\n")
     return results.exit_status
 
@@ -112,15 +120,22 @@ def _certificate_result(results: Results, arguments: argparse.Namespace) -> Resu
 
 def _checks_with_token(results: Results, arguments: argparse.Namespace) -> list[Check]:
     """Return the checks with a good token; a token that cannot be had is a failure."""
-    given = os.environ.get(TOKEN, "")
-    if not given and not arguments.token_command:
+    given, command = os.environ.get(TOKEN), arguments.token_command
+    if given is None and command is None:
         return []
     try:
-        token = good_token(given) if given else token_from(arguments.token_command)
+        token = good_token(given or "") if command is None else token_from(command)
     except NoTokenError as exc:
         results.checks.append(Result("has a token to try", [str(exc)]))
         return []
     return checks_with(token, user=arguments.user)
+
+
+def _time_limit(text: str) -> float:
+    seconds = _seconds(text)
+    if not seconds:
+        raise argparse.ArgumentTypeError("leaves no time")
+    return seconds
 
 
 def _seconds(text: str) -> float:
@@ -142,7 +157,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--timeout",
-        type=_seconds,
+        type=_time_limit,
         default=REQUEST_SECONDS,
         metavar="SECONDS",
         help="how long one answer may take (default: %(default)s)",
@@ -153,7 +168,8 @@ def _arguments() -> argparse.Namespace:
     probing.add_argument(
         "--token-command",
         metavar="COMMAND",
-        help=f"prints an access token for the broker; run without a shell. Or set {TOKEN}",
+        help="prints an access token for the broker; run without a shell, for up to"
+        f" {COMMAND_SECONDS} s. Or set {TOKEN}",
     )
     probing.add_argument("--user", metavar="ID", help="the ACS identity that the user must have")
     probing.add_argument(
@@ -179,9 +195,14 @@ def _checked(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
     url = urlsplit(text)
     if url.scheme != "https" and not (url.scheme == "http" and url.hostname in LOOPBACK_HOSTS):
         parser.error("the URL must be https")
-    if not arguments.probe and any(vars(arguments)[name] is not None for name in FOR_PROBE):
-        parser.error("this is for --probe only")
-    if arguments.user and not re.fullmatch(USER, arguments.user):
+    given = [name for name in FOR_PROBE if vars(arguments)[name] is not None]
+    if given and not arguments.probe:
+        parser.error(f"--{given[0].replace('_', '-')} is for --probe only")
+    if arguments.token_command is not None and TOKEN in os.environ:
+        parser.error(f"give either --token-command or {TOKEN}")
+    if arguments.user is not None and arguments.token_command is None and TOKEN not in os.environ:
+        parser.error(f"--user needs a token: --token-command, or {TOKEN}")
+    if arguments.user is not None and not re.fullmatch(USER, arguments.user):
         parser.error("--user must be an ACS identity, such as 8:acs:...")
     if arguments.wait is None:
         arguments.wait = 0 if arguments.probe else 600

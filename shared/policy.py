@@ -187,7 +187,7 @@ def check_demands(caller: Caller, rule: Rule) -> None:
         return
     reason = f"the rule demands {' and '.join(lacking)}"
     if methods is None:
-        raise InsufficientClaimsError(f"{reason}: v2.0 tokens have no amr")
+        raise InsufficientClaimsError(f"{reason}: the token has no amr, as v2.0 tokens never have")
     if not caller.attributes.handles_challenges:
         raise InsufficientClaimsError(f"{reason}: the client does not declare cp1")
     claims = json.dumps({"access_token": lacking}, separators=(",", ":"))

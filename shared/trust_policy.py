@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 MAX_CHARACTERS = 32 * 1024
 MAX_RULES = 64
 MAX_ITEMS = 256
+MAX_SHOWN = 3  # Ids in one problem.
+MAX_QUOTED = 40  # So many characters of a name or a value are shown.
 POLICY_MEMBERS = frozenset({"mode", "rules"})
 RULE_MEMBERS = frozenset(
     {"name", "tenants", "clients", "roles", "groups", "scopes", "exchanges"}
@@ -113,28 +115,43 @@ def _object(text: str) -> dict[str, Any]:
     try:
         return strict_json.loads_object(text.strip().encode())
     except ValueError as exc:
-        raise PolicyError([f"is not a JSON object: {_what_is_wrong(text) or exc}"]) from None
+        raise PolicyError([_what_is_wrong(text) or f"is not a JSON object: {exc}"]) from None
 
 
 def _what_is_wrong(text: str) -> str | None:
-    """Return where JSON cannot be read, or which member it has twice."""
+    """Return why a text is not a policy, if that can be told: only names in it are quoted."""
+    if not text.strip():
+        return "is an empty file"
     twice: set[str] = set()
+    constants: set[str] = set()
 
     def look(pairs: list[tuple[str, Any]]) -> None:
         names = [name for name, _ in pairs]
         twice.update(name for name in names if names.count(name) > 1)
 
     try:
-        json.loads(text, object_pairs_hook=look)
+        json.loads(text, object_pairs_hook=look, parse_constant=constants.add)
     except json.JSONDecodeError as exc:
-        return f"line {exc.lineno}, column {exc.colno}"
+        return f"is not a JSON object: line {exc.lineno}, column {exc.colno}"
     except (ValueError, RecursionError):
         return None
-    return f"{_quoted(twice)} is there twice" if twice else None
+    if not text.lstrip().startswith("{"):
+        return "is JSON, but not an object"
+    if constants:
+        return f"is not a JSON object: {', '.join(sorted(constants))} is not JSON"
+    return f"is not a JSON object: {_quoted(twice)} is there twice" if twice else None
 
 
 def _quoted(names: Collection[str]) -> str:
-    return ", ".join(ascii(name[:40]) for name in sorted(names))
+    return ", ".join(ascii(name[:MAX_QUOTED]) for name in sorted(names))
+
+
+def _shown(value: object) -> str:
+    """Return a colon and a value of the policy, shortened; nothing for what is in brackets."""
+    if isinstance(value, list | dict):
+        return ""
+    text = json.dumps(value)
+    return f": {text if len(text) <= MAX_QUOTED else text[:MAX_QUOTED] + '...'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +163,11 @@ class _Members:
     problems: list[str]
 
     def problem(self, name: str, what: str) -> None:
-        self.problems.append(f"{'.'.join(filter(None, (self.path, name)))} {what}".strip())
+        where = ".".join(filter(None, (self.path, name)))
+        own = self.members.get("name")
+        if self.path and isinstance(own, str) and _NAME.fullmatch(own):
+            where += f" ({own})"
+        self.problems.append(f"{where} {what}".strip())
 
     def refuse_others(self, known: frozenset[str]) -> None:
         if unknown := self.members.keys() - known:
@@ -158,24 +179,26 @@ class _Members:
             return None
         value = self.members[name]
         if not isinstance(value, str) or not form.fullmatch(value):
-            self.problem(name, f"is not {what}")
+            self.problem(name, f"is not {what}{_shown(value)}")
             return None
         return value
 
-    def texts(self, name: str, is_good: Callable[[str], bool], what: str) -> frozenset[str]:
-        """Return the texts in a list, which must not be empty; none if there is no such list."""
+    def texts(
+        self, name: str, is_good: Callable[[str], bool], what: str, *, least: int = 1
+    ) -> frozenset[str]:
+        """Return the texts in a list, which has at least so many; none if there is no such list."""
         if name not in self.members:
             return frozenset()
         items = self.members[name]
-        if not isinstance(items, list) or not 0 < len(items) <= MAX_ITEMS:
-            self.problem(name, f"is not a list of 1 to {MAX_ITEMS} texts")
+        if not isinstance(items, list) or not least <= len(items) <= MAX_ITEMS:
+            self.problem(name, f"is not a list of {least} to {MAX_ITEMS} texts{_shown(items)}")
             return frozenset()
         found = set()
         for number, item in enumerate(items):
             if isinstance(item, str) and is_good(item):
                 found.add(item)
             else:
-                self.problem(f"{name}[{number}]", f"is not {what}")
+                self.problem(f"{name}[{number}]", f"is not {what}{_shown(item)}")
         return frozenset(found)
 
     def ids(
@@ -185,26 +208,27 @@ class _Members:
         found = self.texts(name, lambda text: bool(GUID.fullmatch(text.lower())), "a GUID")
         ids = frozenset(text.lower() for text in found)
         if allowed is not None and not ids <= allowed:
-            self.problem(name, f"has an id that {setting} does not have")
+            others = ", ".join(sorted(ids - allowed)[:MAX_SHOWN])
+            self.problem(name, f"has an id that {setting} does not have: {others}")
         return ids or None
 
     def some_of(self, name: str, setting: str, granted: frozenset[str]) -> frozenset[str]:
         """Return a list of what a setting has; it may be empty."""
-        if self.members.get(name) == []:
-            return frozenset()
-        return self.texts(name, granted.__contains__, f"in {setting}")
+        return self.texts(name, granted.__contains__, f"in {setting}", least=0)
 
     def minutes(self, name: str, allowed: range) -> timedelta:
         value = self.members.get(name, allowed[-1])
         if type(value) is not int or value not in allowed:
-            self.problem(name, f"is not a whole number from {allowed[0]} to {allowed[-1]}")
+            self.problem(
+                name, f"is not a whole number from {allowed[0]} to {allowed[-1]}{_shown(value)}"
+            )
             value = allowed[-1]
         return timedelta(minutes=value)
 
     def is_audit(self) -> bool:
         mode = self.members.get("mode", "enforce")
         if mode not in ("enforce", "audit"):
-            self.problem("mode", "is neither enforce nor audit")
+            self.problem("mode", f"is neither enforce nor audit{_shown(mode)}")
         return bool(mode == "audit")
 
 
@@ -252,10 +276,11 @@ def _conflicts(rules: tuple[Rule, ...], allowed: Allowed) -> list[str]:
     for number, rule in enumerate(rules):
         for first, earlier in enumerate(rules[:number]):
             if earlier.name == rule.name:
-                problems.append(f"rules[{number}].name is that of rules[{first}]")
+                problems.append(f"rules[{number}].name is that of rules[{first}]: {rule.name}")
             if _hides(earlier, rule, allowed):
                 problems.append(
-                    f"rules[{number}] never decides: rules[{first}] fits everybody whom it fits"
+                    f"rules[{number}] ({rule.name}) never decides:"
+                    f" rules[{first}] ({earlier.name}) fits everybody whom it fits"
                 )
     return problems
 

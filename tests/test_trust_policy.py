@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 CONTOSO, FABRIKAM = "3e7a1c52-90b4-4d6f-8a21-5c0d9e4b7f10", "b19f4d08-6c27-4e35-9d7a-2f8e60c1a394"
 APP, OTHER_APP = "68b2f0e9-3d5c-4a17-b94e-c1f07a8d6e25", "8ac6e413-f05b-4972-a1de-4b93c7205fd8"
+LACKS = "has an id that ENTRA_TENANT_IDS does not have:"
 GROUP = "90c4f7d2-5ab8-4e13-b6a1-3f8d0e27c954"
 ALLOWED = Allowed(
     tenants=frozenset({CONTOSO, FABRIKAM}),
@@ -116,7 +117,7 @@ def test_file(tmp_path: Path, encoding: str) -> None:
         ('{\n  "rules": []\n  "mode": 1}', "is not a JSON object: line 3, column 3"),
         ('{"rules": [], "rules": []}', "is not a JSON object: 'rules' is there twice"),
         ('{"rules": [{"amr": 1, "amr": 2}]}', "is not a JSON object: 'amr' is there twice"),
-        ('{"rules": NaN}', "is not a JSON object: not strict JSON: ValueError"),
+        ('{"rules": NaN}', "is not a JSON object: NaN is not JSON"),
         ('{"a":' * 40 + "1" + "}" * 40, "is not a JSON object: nested too deeply"),
         ("{" + " " * MAX_CHARACTERS + "}", "is longer than 32 KiB"),
     ],
@@ -130,57 +131,100 @@ def test_not_json(text: str, problem: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "is an empty file"),
+        (" \n", "is an empty file"),
+        ('[{"name": "secret"}]', "is JSON, but not an object"),
+        ("secret", "is not a JSON object: line 1, column 1"),
+    ],
+)
+def test_file_with_something_else(tmp_path: Path, text: str, problem: str) -> None:
+    """The problem says what the file has, and quotes nothing of it."""
+    file = tmp_path / "policy.json"
+    file.write_text(text, "utf-8")
+
+    with pytest.raises(PolicyError) as caught:
+        trust_policy(str(file), ALLOWED)
+
+    assert (problem,) == caught.value.problems
+
+
+@pytest.mark.parametrize(
     ("changes", "problem"),
     [
         ({"name": None}, "rules[0].name is missing"),
-        ({"name": 1}, "rules[0].name is not a name of 1 to 64 letters, digits, spaces and ._-"),
+        ({"name": 1}, "rules[0].name is not a name of 1 to 64 letters, digits, spaces and ._-: 1"),
         (
             {"name": "a\nb"},
-            "rules[0].name is not a name of 1 to 64 letters, digits, spaces and ._-",
+            r'rules[0].name is not a name of 1 to 64 letters, digits, spaces and ._-: "a\nb"',
         ),
-        ({"color": "red"}, "rules[0] has unknown members: 'color'"),
-        ({"scopes": None}, "rules[0] names neither scopes nor exchanges, which may be empty lists"),
-        ({"scopes": "chat"}, "rules[0].scopes is not a list of 1 to 256 texts"),
-        ({"scopes": ["chat", "video"]}, "rules[0].scopes[1] is not in ACS_TOKEN_SCOPES"),
-        ({"scopes": ["chat.join"]}, "rules[0].scopes[0] is not in ACS_TOKEN_SCOPES"),
-        ({"exchanges": ["entra"]}, "rules[0].exchanges[0] is not in ACS_EXCHANGES"),
-        ({"tenants": []}, "rules[0].tenants is not a list of 1 to 256 texts"),
-        ({"tenants": ["contoso"]}, "rules[0].tenants[0] is not a GUID"),
-        ({"tenants": [GROUP]}, "rules[0].tenants has an id that ENTRA_TENANT_IDS does not have"),
+        ({"color": "red"}, "rules[0] (everyone) has unknown members: 'color'"),
+        (
+            {"scopes": None},
+            "rules[0] (everyone) names neither scopes nor exchanges, which may be empty lists",
+        ),
+        ({"scopes": "chat"}, 'rules[0].scopes (everyone) is not a list of 0 to 256 texts: "chat"'),
+        (
+            {"scopes": ["chat", "video"]},
+            'rules[0].scopes[1] (everyone) is not in ACS_TOKEN_SCOPES: "video"',
+        ),
+        (
+            {"scopes": ["chat.join"]},
+            'rules[0].scopes[0] (everyone) is not in ACS_TOKEN_SCOPES: "chat.join"',
+        ),
+        (
+            {"exchanges": ["entra"]},
+            'rules[0].exchanges[0] (everyone) is not in ACS_EXCHANGES: "entra"',
+        ),
+        ({"tenants": []}, "rules[0].tenants (everyone) is not a list of 1 to 256 texts"),
+        ({"tenants": ["contoso"]}, 'rules[0].tenants[0] (everyone) is not a GUID: "contoso"'),
+        (
+            {"tenants": [GROUP]},
+            f"rules[0].tenants (everyone) {LACKS} {GROUP}",
+        ),
         (
             {"clients": [GROUP]},
-            "rules[0].clients has an id that ENTRA_ALLOWED_CLIENT_IDS does not have",
+            "rules[0].clients (everyone) has an id that ENTRA_ALLOWED_CLIENT_IDS does not have: "
+            + GROUP,
         ),
-        ({"groups": ["Sales"]}, "rules[0].groups[0] is not a GUID"),
-        ({"groups": [GROUP, 1]}, "rules[0].groups[1] is not a GUID"),
-        ({"groups": [GROUP] * (MAX_ITEMS + 1)}, "rules[0].groups is not a list of 1 to 256 texts"),
-        ({"roles": ["a b"]}, "rules[0].roles[0] is not an app role"),
-        ({"acrs": "c0"}, "rules[0].acrs is not one of c1 to c99"),
-        ({"acrs": "c100"}, "rules[0].acrs is not one of c1 to c99"),
-        ({"acrs": ["c1"]}, "rules[0].acrs is not one of c1 to c99"),
-        ({"amr": "MFA"}, "rules[0].amr is not a method such as mfa"),
+        ({"groups": ["Sales"]}, 'rules[0].groups[0] (everyone) is not a GUID: "Sales"'),
+        ({"groups": [GROUP, 1]}, "rules[0].groups[1] (everyone) is not a GUID: 1"),
+        (
+            {"groups": [GROUP] * (MAX_ITEMS + 1)},
+            "rules[0].groups (everyone) is not a list of 1 to 256 texts",
+        ),
+        ({"roles": ["a b"]}, 'rules[0].roles[0] (everyone) is not an app role: "a b"'),
+        ({"acrs": "c0"}, 'rules[0].acrs (everyone) is not one of c1 to c99: "c0"'),
+        (
+            {"acrs": "\n" + "c" * 99},
+            r'rules[0].acrs (everyone) is not one of c1 to c99: "\n%s...' % ("c" * 37),
+        ),
+        ({"acrs": "c100"}, 'rules[0].acrs (everyone) is not one of c1 to c99: "c100"'),
+        ({"acrs": ["c1"]}, "rules[0].acrs (everyone) is not one of c1 to c99"),
+        ({"amr": "MFA"}, 'rules[0].amr (everyone) is not a method such as mfa: "MFA"'),
         (
             {"maxLifetimeMinutes": 59},
-            "rules[0].maxLifetimeMinutes is not a whole number from 60 to 240",
+            "rules[0].maxLifetimeMinutes (everyone) is not a whole number from 60 to 240: 59",
         ),
         (
             {"maxLifetimeMinutes": 241},
-            "rules[0].maxLifetimeMinutes is not a whole number from 60 to 240",
+            "rules[0].maxLifetimeMinutes (everyone) is not a whole number from 60 to 240: 241",
         ),
         (
             {"maxLifetimeMinutes": True},
-            "rules[0].maxLifetimeMinutes is not a whole number from 60 to 240",
+            "rules[0].maxLifetimeMinutes (everyone) is not a whole number from 60 to 240: true",
         ),
         (
-            {"maxLifetimeMinutes": 1e9},
-            "rules[0].maxLifetimeMinutes is not a whole number from 60 to 240",
+            {"maxLifetimeMinutes": 100.5},
+            "rules[0].maxLifetimeMinutes (everyone) is not a whole number from 60 to 240: 100.5",
         ),
         (
-            {"maxLifetimeMinutes": 10**15},
-            "rules[0].maxLifetimeMinutes is not a whole number from 60 to 240",
+            {"maxLifetimeMinutes": 10**5},
+            "rules[0].maxLifetimeMinutes (everyone) is not a whole number from 60 to 240: 100000",
         ),
-        ({"mode": "off"}, "rules[0].mode is neither enforce nor audit"),
-        ({"mode": ["audit"]}, "rules[0].mode is neither enforce nor audit"),
+        ({"mode": "off"}, 'rules[0].mode (everyone) is neither enforce nor audit: "off"'),
+        ({"mode": ["audit"]}, "rules[0].mode (everyone) is neither enforce nor audit"),
     ],
 )
 def test_bad_rule(changes: dict[str, Any], problem: str) -> None:
@@ -194,7 +238,7 @@ def test_bad_rule(changes: dict[str, Any], problem: str) -> None:
         ([], {}, "rules is not a list of 1 to 64 rules"),
         ([rule()] * (MAX_RULES + 1), {}, "rules is not a list of 1 to 64 rules"),
         (["everyone"], {}, "rules[0] is not an object"),
-        ([rule()], {"mode": "dry-run"}, "mode is neither enforce nor audit"),
+        ([rule()], {"mode": "dry-run"}, 'mode is neither enforce nor audit: "dry-run"'),
         ([rule()], {"version": 1}, "has unknown members: 'version'"),
     ],
 )
@@ -209,11 +253,11 @@ def test_every_problem_is_named() -> None:
 
     assert {
         "has unknown members: 'more'",
-        "mode is neither enforce nor audit",
-        "rules[0].amr is not a method such as mfa",
+        'mode is neither enforce nor audit: "?"',
+        "rules[0].amr (everyone) is not a method such as mfa: 1",
         "rules[1] is not an object",
-        "rules[2].scopes[0] is not in ACS_TOKEN_SCOPES",
-        "rules[2].mode is neither enforce nor audit",
+        'rules[2].scopes[0] (everyone) is not in ACS_TOKEN_SCOPES: "sms"',
+        "rules[2].mode (everyone) is neither enforce nor audit: 0",
     } == set(found)
 
 
@@ -233,7 +277,8 @@ def test_hidden_rule(earlier: dict[str, Any], later: dict[str, Any]) -> None:
     """A rule behind one that fits everybody whom it fits is a mistake."""
     found = problems(rule(**earlier), rule(name="hidden", **later))
 
-    assert ("rules[1] never decides: rules[0] fits everybody whom it fits",) == found
+    what = "rules[1] (hidden) never decides: rules[0] (everyone) fits everybody whom it fits"
+    assert (what,) == found
 
 
 @pytest.mark.parametrize(
@@ -261,7 +306,7 @@ def test_names_are_unique() -> None:
     """Audit lines name the rule."""
     found = problems(rule(tenants=[CONTOSO]), rule(tenants=[FABRIKAM]))
 
-    assert ("rules[1].name is that of rules[0]",) == found
+    assert ("rules[1].name is that of rules[0]: everyone",) == found
 
 
 ANY_JSON = st.recursive(
@@ -311,9 +356,9 @@ class TestSetting:
             Settings.from_env(example | wrong | {"ACS_TOKEN_MAX_LIFETIME_MINUTES": "x"})
 
         assert {
-            "TRUST_POLICY mode is neither enforce nor audit",
-            "TRUST_POLICY rules[0] has unknown members: 'color'",
-            "TRUST_POLICY rules[0].tenants has an id that ENTRA_TENANT_IDS does not have",
+            'TRUST_POLICY mode is neither enforce nor audit: "?"',
+            "TRUST_POLICY rules[0] (everyone) has unknown members: 'color'",
+            f"TRUST_POLICY rules[0].tenants (everyone) {LACKS} {GROUP}",
             "ENTRA_CLIENT_ID is not a GUID",
         } <= set(caught.value.problems)
         assert 6 == len(caught.value.problems)

@@ -83,6 +83,8 @@ def good_token(text: str) -> str:
         NoTokenError: it cannot.
     """
     token = text.strip()
+    if not token:
+        raise NoTokenError("what was given is empty")
     expires = expiry_of(claims_of(token))
     if expires is None:
         raise NoTokenError("what was given is not an access token")
@@ -97,7 +99,10 @@ def token_from(command: str) -> str:
     Raises:
         NoTokenError: it fails, takes too long, or prints something else.
     """
-    program = shlex.split(command)
+    try:
+        program = shlex.split(command)
+    except ValueError as exc:  # It has no closing quotation, for example.
+        raise NoTokenError(f"the token command cannot be split into words: {exc}") from None
     try:
         # Its errors go where ours go; its output is the token, and goes nowhere.
         finished = subprocess.run(  # noqa: S603 - the operator's own command

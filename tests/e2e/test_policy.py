@@ -158,8 +158,8 @@ async def test_invalid_policy(
 
     assert (503, "misconfigured") == (answer.status, answer.code)
     line = await host.printed('"event": "settings_invalid"')
-    assert "TRUST_POLICY rules[0].scopes[0] is not in ACS_TOKEN_SCOPES" in line
-    assert "TRUST_POLICY rules[0] has unknown members: 'tenant'" in line
+    assert r"TRUST_POLICY rules[0].scopes[0] (all) is not in ACS_TOKEN_SCOPES: \"sms\"" in line
+    assert "TRUST_POLICY rules[0] (all) has unknown members: 'tenant'" in line
 
 
 async def test_client_that_cannot_step_up(

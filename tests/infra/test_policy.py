@@ -103,6 +103,74 @@ def test_explains_refusals(
     assert any(expected in line for line in lines), lines
 
 
+@pytest.mark.parametrize(
+    ("role", "expected"),
+    [
+        (
+            "Trial",
+            [
+                "token    chat,voip for 60 minutes",
+                "         without audit mode: chat for 60 minutes",
+                "exchange entra: allowed",
+                "exchange teams: allowed",
+                "         without audit mode: refused: 403 not_permitted",
+            ],
+        ),
+        (
+            "None",
+            [
+                "token    chat,voip for 60 minutes",
+                "         without audit mode: refused: 403 not_permitted",
+                "exchange entra: allowed",
+                "         without audit mode: refused: 403 not_permitted",
+                "exchange teams: allowed",
+                "         without audit mode: refused: 403 not_permitted",
+            ],
+        ),
+        (
+            "Strict",
+            [
+                "token    voip for 60 minutes",
+                "exchange entra: refused: 403 not_permitted",
+                "exchange teams: refused: 403 not_permitted",
+            ],
+        ),
+    ],
+)
+def test_audit_mode(tmp_path: Path, role: str, expected: list[str]) -> None:
+    """The caller gets what the settings allow, and a line says what the policy would leave."""
+    file = tmp_path / "policy.json"
+    trial = {"name": "trial", "roles": ["Trial"], "scopes": ["chat"], "exchanges": ["entra"]}
+    strict = {"name": "strict", "roles": ["Strict"], "scopes": ["voip"]}
+    rules = [{**trial, "mode": "audit"}, strict]
+    file.write_text(json.dumps({"rules": rules, "mode": "audit"}), "utf-8")
+
+    code, lines, _ = run("--policy", file, given=claims(roles=[role]))
+
+    assert 0 == code
+    assert expected == lines[-len(expected) :]
+
+
+def test_scopes_with_spaces(policy: Path) -> None:
+    """A list may have spaces after its commas."""
+    given = claims(groups=[GROUP])
+
+    code, lines, _ = run("--policy", policy, "--scope", "chat, voip", given=given)
+
+    assert 1 == code
+    assert "token    refused: 403 scope_not_allowed" in lines
+
+
+def test_no_such_policy(tmp_path: Path) -> None:
+    """A file that is not there is named."""
+    file = tmp_path / "policy.json"
+
+    code, lines, errors = run("--policy", file, "--check")
+
+    assert (2, []) == (code, lines)
+    assert f"{file} cannot be read: No such file or directory" in errors
+
+
 def test_without_a_policy() -> None:
     """The other settings decide alone."""
     code, lines, _ = run(given=claims())
@@ -125,6 +193,14 @@ def test_settings_of_azure(policy: Path, tmp_path: Path, form: str) -> None:
     assert (0, ["The settings are valid: 2 rules."], "") == run("--check", settings=file)
 
 
+def test_one_rule(tmp_path: Path) -> None:
+    """One is not several."""
+    file = tmp_path / "policy.json"
+    file.write_text(json.dumps({"rules": RULES[:1]}), "utf-8")
+
+    assert (0, ["The settings are valid: 1 rule."], "") == run("--policy", file, "--check")
+
+
 def test_names_every_problem(tmp_path: Path) -> None:
     """A policy can be checked before it is deployed."""
     file = tmp_path / "policy.json"
@@ -136,8 +212,8 @@ def test_names_every_problem(tmp_path: Path) -> None:
     assert [
         "The broker would serve nothing, since these settings are wrong:",
         "  TRUST_POLICY rules[0].name is missing",
-        "  TRUST_POLICY rules[0].scopes[0] is not in ACS_TOKEN_SCOPES",
-        "  TRUST_POLICY rules[0].acrs is not one of c1 to c99",
+        '  TRUST_POLICY rules[0].scopes[0] is not in ACS_TOKEN_SCOPES: "sms"',
+        '  TRUST_POLICY rules[0].acrs is not one of c1 to c99: "c100"',
     ] == errors.splitlines()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import os
 import ssl
@@ -26,6 +25,7 @@ from infra.probe.checks import checks_with, standard_checks
 from local.serving.application import serve
 from local.stack import emulators, functions_host
 from tests.emulated import ACS_ID
+from tests.tokens import Parts, as_json
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -53,9 +53,7 @@ async def probe(
 
 def jwt(**claims: object) -> str:
     """Return a token whose signature nobody verifies here."""
-    parts = [json.dumps(part).encode() for part in ({"alg": "RS256"}, claims)]
-    encoded = [base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in (*parts, b"s" * 9)]
-    return ".".join(encoded)
+    return str(Parts(as_json({"alg": "RS256"}), as_json(claims), b"s" * 9))
 
 
 def user_token(**claims: object) -> str:
@@ -217,6 +215,7 @@ class TestCertificate:
         assert expected == code, out
         assert out.startswith("WARNING " if expected else "OK ")
         assert ("it expires in 9 days" in out) == bool(expected)
+        assert "slowest_ms=" in out
 
 
 class TestTimes:
@@ -266,7 +265,8 @@ class TestTimes:
         code, out = await probe(url)
         assert 1 == code
         assert 1 == len(out.splitlines())
-        assert "no answer: ConnectionRefusedError" in out
+        assert 1 == out.count("no answer: ConnectionRefusedError")
+        assert "|" not in out  # There are no figures.
 
 
 class TestToken:
@@ -369,6 +369,13 @@ class TestToken:
                 f"echo {user_token(exp=time.time() - 5)}", "the token has expired", id="expired"
             ),
             pytest.param("false", "the token command ended with exit code 1", id="fails"),
+            pytest.param("true", "what was given is empty", id="prints nothing"),
+            pytest.param("", "the token command cannot be run: IndexError", id="no command"),
+            pytest.param(
+                "echo 'secret",
+                "the token command cannot be split into words: No closing quotation",
+                id="open quotation",
+            ),
             pytest.param(
                 "no-such-program",
                 "the token command cannot be run: FileNotFoundError",
@@ -384,6 +391,14 @@ class TestToken:
         assert 1 == code
         assert f"has a token to try: {problem}" in out
         assert "secret" not in out
+
+    async def test_empty_token(self) -> None:
+        """A variable that is empty, since a command before it failed, was meant to have a token."""
+        async with serve(Broker().application()) as url:
+            code, out = await probe(url, PROBE_TOKEN="")
+
+        assert 1 == code
+        assert "has a token to try: what was given is empty" in out
 
 
 JSON = st.recursive(
@@ -437,15 +452,26 @@ async def test_real_broker() -> None:
         ("--json",),
         ("--token-command", "x"),
         ("--user", ACS_ID),
-        ("--probe", "--user", "ada"),
+        ("--probe", "--user", ACS_ID),
+        ("--probe", "--token-command", "x", "--user", "ada"),
+        ("--probe", "--token-command", "x", "--user", ""),
         ("--probe", "--timeout", "-1"),
+        ("--probe", "--timeout", "0"),
         ("--probe", "--timeout", "nan"),
     ],
 )
 async def test_wrong_arguments(options: tuple[str, ...]) -> None:
-    """Options of the probe are refused without it, and so is a user that is not one of ACS."""
+    """What cannot be right, or would be ignored, is refused."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, str(SCRIPT), "https://broker.example", *options),
         stderr=asyncio.subprocess.DEVNULL,
     )
     assert 2 == await process.wait()
+
+
+async def test_two_tokens() -> None:
+    """Of a command and a variable, neither is silently ignored."""
+    code, out = await probe("https://broker.example", "--token-command", "x", PROBE_TOKEN="")
+
+    assert 2 == code
+    assert "give either --token-command or PROBE_TOKEN" in out
