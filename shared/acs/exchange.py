@@ -14,7 +14,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
-from azure.core.exceptions import HttpResponseError
+from azure.core.exceptions import ClientAuthenticationError, HttpResponseError
 from yarl import URL
 
 from shared import audit
@@ -221,6 +221,8 @@ async def _refusal(response: aiohttp.ClientResponse) -> Exception:
 
 def _teams_error_of(exc: Exception) -> Exception:
     """Return the error for an answer to a request that our own credential authorizes."""
+    if isinstance(exc, ClientAuthenticationError):  # We got no token: ACS was not asked.
+        return error_of(exc)
     if isinstance(exc, HttpResponseError) and exc.status_code is not None:
         code = _code({"code": exc.error.code} if exc.error else None)
         reason = f"ACS answered {exc.status_code} {code}"

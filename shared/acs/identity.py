@@ -56,8 +56,10 @@ if TYPE_CHECKING:
 
 OPERATION_SECONDS = 4  # For the whole call; the SDK's read timeout starts again with every byte.
 BOUNDS: dict[str, Any] = {"connection_timeout": 1, "read_timeout": 3, "permit_redirects": False}
+# By default, the SDK raises the same for ACS's 401 as a credential that gets no token.
+ERRORS: dict[str, Any] = {"error_map": {HTTPStatus.UNAUTHORIZED: HttpResponseError}}
 # Repeating a create may make two identities. aiohttp itself repeats a DELETE once.
-ONCE: dict[str, Any] = {"retry_total": 0, **BOUNDS}
+ONCE: dict[str, Any] = {"retry_total": 0, **BOUNDS, **ERRORS}
 EXPIRY_TOLERANCE = timedelta(minutes=5)
 MAX_LOGGED = 200  # characters
 NOBODY = Person("", "")
@@ -273,7 +275,7 @@ def error_of(exc: Exception) -> BrokerError:
         return UpstreamTimeoutError(name)
     if isinstance(exc, ServiceRequestError):
         return UpstreamUnavailableError(name)
-    if isinstance(exc, ClientAuthenticationError):  # Also raised if a credential gets no token.
+    if isinstance(exc, ClientAuthenticationError):  # A credential got no token: ACS was not asked.
         return UpstreamAuthError(name)
     if isinstance(exc, HttpResponseError) and exc.status_code is not None:
         wait = seconds_of(getattr(exc.response, "headers", None) or {})

@@ -7,33 +7,47 @@ from __future__ import annotations
 
 import random
 
-BURST = 3  # So many fetches on demand at once, ...
-REFILL = 60  # ... and one more after so many seconds.
-RESERVE = 1  # The last fetch is for those whom this process has served before.
+# How many fetches on demand there may be at once, and after how many seconds there is another.
+BURST, REFILL = 2, 60
+RESERVE, RESERVE_REFILL = 1, 300  # Besides, for those whom this process has served before.
 RETRY_FIRST, RETRY_LAST = 5, 300  # Seconds from one attempt to the next, while they fail.
 
 
 class FetchBudget:
     """Limits the fetches that tokens with unknown key ids cause. Failed fetches count, too.
 
-    Anybody can make up a key id, so strangers cannot spend the reserve. What brings a token into
-    it, its person, has not been verified: it ranks callers, and whoever knows a served person's id
-    can empty the reserve. Then the refill is what everybody waits for.
+    Anybody can make up a key id, so there is a reserve that strangers cannot spend. What a token
+    says about its person has not been verified: whoever knows a served person's id can spend the
+    reserve, too, and then everybody waits for the next fetch. The reserve is refilled apart from
+    the rest, so that nobody else waits longer because of it.
     """
 
     def __init__(self) -> None:
-        self._left, self._since = float(BURST), float("-inf")
+        self._for_all = _Allowance(BURST, REFILL)
+        self._reserve = _Allowance(RESERVE, RESERVE_REFILL)
 
     def spend(self, now: float, *, reserved: bool) -> bool:
         """Take one fetch, if there is one for this caller.
 
         Args:
             now: the time.
-            reserved: the caller may take the last one.
+            reserved: the caller may take one of the reserve.
         """
-        earned = max(0.0, now - self._since) / REFILL
-        self._left, self._since = min(BURST, self._left + earned), now
-        if self._left < (1 if reserved else 1 + RESERVE):
+        return self._for_all.take(now) or (reserved and self._reserve.take(now))
+
+
+class _Allowance:
+    """A number of fetches, of which one comes back after so many seconds."""
+
+    def __init__(self, most: int, refill: float) -> None:
+        self._most, self._refill = most, refill
+        self._left, self._since = float(most), float("-inf")
+
+    def take(self, now: float) -> bool:
+        """Take one, if there is one."""
+        earned = max(0.0, now - self._since) / self._refill
+        self._left, self._since = min(self._most, self._left + earned), now
+        if self._left < 1:
             return False
         self._left -= 1
         return True

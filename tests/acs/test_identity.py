@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import aiohttp
 import jwt
 import pytest
 from aiohttp import web
@@ -15,12 +15,13 @@ from azure.core.credentials import AzureKeyCredential
 from azure.identity.aio import ManagedIdentityCredential
 
 from local.acs.emulator import AcsEmulator
-from local.entra.directory import USER_ASSIGNED_IDENTITY
+from local.entra.directory import ADA, USER_ASSIGNED_IDENTITY, WEB_APP
 from local.entra.emulator import EntraEmulator
 from local.entra.managed_identity import ManagedIdentityEmulator
 from local.serving.application import serve
 from local.serving.certificates import Certificates
 from shared.acs import identity as acs_module
+from shared.acs.exchange import AcsExchange
 from shared.acs.identity import AcsIdentity
 from shared.errors import (
     ForeignIdentityError,
@@ -33,7 +34,7 @@ from shared.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
     from local.entra.tokens import SigningKey
@@ -135,7 +136,7 @@ class TestFailures:
 
         assert error is type(raised.value)
         assert before + 1 == acs.faults.count(operation)
-        assert re.fullmatch(r"ACS answered [0-9]{3}|[A-Za-z]+", str(raised.value))
+        assert f"ACS answered {fault['status']}" == str(raised.value)
 
     @pytest.mark.parametrize(
         ("status", "error"),
@@ -678,13 +679,22 @@ class TestOwns:
         assert ("probe_not_deleted", acs.created[0]) == (line["event"], line["acs_id"])
 
 
+class InAzure(NamedTuple):
+    """What a client of ACS without a key works with."""
+
+    identity: ManagedIdentityEmulator
+    acs: AcsEmulator
+    client: CommunicationIdentityClient
+
+
 class TestManagedIdentity:
     """Without a key: Entra tokens over TLS, as in Azure."""
 
-    async def test_token(
+    @pytest.fixture
+    async def in_azure(
         self, entra_keys: list[SigningKey], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """A managed identity opens ACS; one that gets no token is our fault: 502."""
+    ) -> AsyncIterator[InAzure]:
+        """A client that has no token yet."""
         certificates = Certificates(tmp_path)
         entra = EntraEmulator(keys=entra_keys)
         entra.url = "https://entra.example"
@@ -703,16 +713,47 @@ class TestManagedIdentity:
                     acs.url, credential, connection_verify=verify
                 ) as client,
             ):
-                acs_identity = AcsIdentity(client=client)
-                identity.faults.fail_next("token", status=400)
-                with pytest.raises(UpstreamAuthError):
-                    await acs_identity.create()
+                yield InAzure(identity, acs, client)
 
-                acs_id = await acs_identity.create()
-                token = (await issue(acs_identity, acs_id)).token
+    async def test_token(self, in_azure: InAzure) -> None:
+        """A managed identity opens ACS."""
+        acs_identity = AcsIdentity(client=in_azure.client)
 
-        assert acs.token_is_valid(token)
-        assert 2 == identity.faults.count("token")
+        token = (await issue(acs_identity, await acs_identity.create())).token
+
+        assert in_azure.acs.token_is_valid(token)
+        assert 1 == in_azure.identity.faults.count("token")
+
+    @pytest.mark.parametrize("status", [400, 401, 403])
+    async def test_no_token(self, in_azure: InAzure, status: int) -> None:
+        """If it gets no token, the reason does not say that ACS refused us: ACS was not asked."""
+        acs_identity = AcsIdentity(client=in_azure.client)
+        in_azure.identity.faults.fail_next("token", status=status, times=100)
+
+        with pytest.raises(UpstreamAuthError, match=r"^[A-Za-z]+$"):
+            await acs_identity.create()
+
+        assert 0 == in_azure.acs.faults.count("create")
+
+    @pytest.mark.parametrize("status", [400, 403])
+    async def test_no_token_for_a_teams_user(self, in_azure: InAzure, status: int) -> None:
+        """That is not taken for a refusal of the person's Entra token either."""
+        in_azure.identity.faults.fail_next("token", status=status, times=100)
+        async with aiohttp.ClientSession() as session:
+            exchange = AcsExchange(
+                client=in_azure.client, session=session, endpoint=in_azure.acs.url
+            )
+
+            with pytest.raises(UpstreamAuthError, match=r"^[A-Za-z]+$"):
+                await exchange.teams_user("e30.e30.e30", WEB_APP.client_id, ADA.object_id)
+
+    @pytest.mark.parametrize("status", [401, 403])
+    async def test_refused(self, in_azure: InAzure, status: int) -> None:
+        """If ACS refuses a token, as without a role, the reason says so."""
+        in_azure.acs.faults.fail_next("create", status=status)
+
+        with pytest.raises(UpstreamAuthError, match=f"^ACS answered {status}$"):
+            await AcsIdentity(client=in_azure.client).create()
 
 
 class TestSdkBackstop:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from shared.entra.key_fetches import BURST, REFILL
+from shared.entra.key_fetches import BURST, REFILL, RESERVE, RESERVE_REFILL
 from shared.entra.key_sets import MAX_AGE
 from shared.entra.signing_keys import MAX_SERVED
 from shared.errors import StorageUnavailableError
@@ -88,7 +88,7 @@ class TestInTheBackground:
             for is_early in (True, False)
         )
 
-        assert BURST == len(on_demand)
+        assert BURST + RESERVE == len(on_demand)
         assert [True, True] == [4 <= background[0] <= 5.2, 12 <= background[1] <= 15.2]
 
     @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ class TestUnknownKeys:
 
     @pytest.mark.parametrize("every", [1, 10, 61])
     def test_hours_of_a_flood(self, every: float) -> None:
-        """Entra is asked three times at once, and then at most once a minute."""
+        """Entra is asked three times at once, and then at most six times in five minutes."""
 
         async def flood(keys: SigningKeys, entra: Entra) -> list[float]:
             keys.served(PERSON)
@@ -204,11 +204,12 @@ class TestUnknownKeys:
 
         asked = in_virtual_time(flood)
 
-        assert len(asked) <= BURST + 3 * HOUR / REFILL + 3
-        assert BURST >= sum(at < REFILL for at in asked)
+        refills = 3 * HOUR / REFILL + 3 * HOUR / RESERVE_REFILL
+        assert len(asked) <= BURST + RESERVE + refills + 3
+        assert BURST + RESERVE >= sum(at < REFILL for at in asked)
 
     def test_reserve(self) -> None:
-        """Strangers leave one fetch for those who were served, who get another each minute."""
+        """Strangers leave one fetch for those who were served, and there is a new one later."""
 
         async def come(keys: SigningKeys, entra: Entra) -> list[int]:
             await keys.load()  # This fetch is free.
@@ -219,6 +220,9 @@ class TestUnknownKeys:
                 *((PERSON.object_id, 0) for _ in range(3)),
                 (None, REFILL + 1),
                 (PERSON.object_id, 0),
+                *((None, RESERVE_REFILL) for _ in range(2)),
+                *((None, 0) for _ in range(2)),
+                (PERSON.object_id, 0),
             ):
                 await asyncio.sleep(wait)
                 before = len(entra.asked_at)
@@ -226,7 +230,26 @@ class TestUnknownKeys:
                 fetches.append(len(entra.asked_at) - before)
             return fetches
 
-        assert [1, 1, 0, 0, 0, 1, 0, 0, 0, 1] == in_virtual_time(come)
+        assert [1, 1, 0, 0, 0, 1, 0, 0, 1, 0, 1, 1, 1, 0, 1] == in_virtual_time(come)
+
+    def test_after_a_burst(self) -> None:
+        """When somebody has spent everything and left, strangers wait no longer than a minute."""
+
+        async def come(keys: SigningKeys, entra: Entra) -> list[int]:
+            await keys.load()
+            keys.served(PERSON)
+            for _ in range(BURST + RESERVE + 1):
+                await ask(keys, "unknown", token(entra, PERSON.object_id))
+            entra.key_ids = ["old", "new"]
+            found = []
+            for _ in range(REFILL + 2):
+                found.append(await ask(keys, "new", token(entra)))
+                await asyncio.sleep(1)
+            return found
+
+        found = in_virtual_time(come)
+        assert {503} == set(found[: REFILL - 2])
+        assert 200 == found[-1]
 
     def test_remembers_so_many_people(self) -> None:
         """The one who was served the longest ago is forgotten first."""
@@ -238,7 +261,7 @@ class TestUnknownKeys:
                 keys.served(Person(TENANT, f"{number:08d}-0000-4000-8000-000000000000"))
             keys.served(PERSON)
             keys.served(Person(TENANT, "another"))
-            for _ in range(BURST):
+            for _ in range(BURST + 1):
                 await ask(keys, "unknown", token(entra))
             fetches = []
             for who in ("00000000-0000-4000-8000-000000000000", PERSON.object_id):

@@ -61,11 +61,14 @@ class Attack:
         every: seconds between them.
         knows: whose ids they have; None: anybody's.
         lies: by how many seconds the time that they say may be wrong.
+        stops: whether it ends just before the roll-over. While it goes on, it also helps: what it
+            makes the broker fetch serves everybody.
     """
 
     every: float
     knows: str | None = None
     lies: float = 0
+    stops: bool = False
 
     async def run(self, keys: SigningKeys, entra: Entra) -> None:
         """Go on until cancelled."""
@@ -89,7 +92,7 @@ def roll_over(
         seed: of when it happens, and of all jitter.
         served: whether it is the person who comes whom this process has served before, and not
             strangers.
-        attack: what goes on all the time.
+        attack: what goes on all the time, or until then.
         away: for how many seconds Entra cannot be reached from then on.
         hangs: whether it then gives no answer at all.
     """
@@ -102,6 +105,8 @@ def roll_over(
         keys.served(SERVED)
         attacking = asyncio.create_task(attack.run(keys, entra)) if attack else None
         await asyncio.sleep(random.uniform(600, 900))  # noqa: S311 - not a secret
+        if attacking and attack and attack.stops:
+            attacking.cancel()
         course.rolled_at = loop.time()
         entra.key_ids = ["old", "new"]
         entra.away_until, entra.hangs = course.rolled_at + away, hangs
@@ -178,6 +183,10 @@ ATTACKS = {
     "1 forged key id a second": Attack(1),
     "1 forged key id a second, with times made up": Attack(1, lies=4000),
     "1 forged key id a second for a person served before": Attack(1, knows=SERVED.object_id),
+    "1 forged key id a second until just before": Attack(1, stops=True),
+    "1 forged key id a second for a person served before, until just before": Attack(
+        1, knows=SERVED.object_id, stops=True
+    ),
 }
 
 
