@@ -83,7 +83,7 @@ def read_package(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def publish(environment: str, package: bytes, deadline: float) -> None:
+def publish(environment: str, package: bytes, *, deadline: float, pause: float) -> None:
     """Upload a package to an environment, and wait until it runs.
 
     Raises:
@@ -108,10 +108,10 @@ def publish(environment: str, package: bytes, deadline: float) -> None:
         try:
             Endpoint(host, token).publish(package, deadline)
         except PassingError as exc:
-            if time.monotonic() + RETRY_SECONDS >= deadline:
+            if time.monotonic() + pause >= deadline:
                 raise PublishError(f"{exc}\nThe time is up.") from exc
-            say(f"{exc}\nTrying again in {RETRY_SECONDS} seconds.")
-            time.sleep(RETRY_SECONDS)
+            say(f"{exc}\nTrying again in {pause:g} seconds.")
+            time.sleep(pause)
         else:
             break
     say(f"Published. Next: python3 infra/smoke_test.py {outputs['AZURE_FUNCTION_URL']}")
@@ -267,10 +267,22 @@ def main() -> int:
         metavar="SECONDS",
         help="how long to try in all (default: %(default)s)",
     )
+    parser.add_argument(
+        "--pause",
+        type=float,
+        default=RETRY_SECONDS,
+        metavar="SECONDS",
+        help="how long to wait before another attempt (default: %(default)s)",
+    )
     arguments = parser.parse_args()
     try:
         package = read_package(arguments.package)
-        publish(arguments.environment, package, time.monotonic() + arguments.wait)
+        publish(
+            arguments.environment,
+            package,
+            deadline=time.monotonic() + arguments.wait,
+            pause=arguments.pause,
+        )
     except PublishError as exc:
         sys.stderr.write(f"{exc}\nThe package was not published.\n")
         return 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter, OrderedDict, deque
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from shared.retry_after import LONGEST
 
@@ -22,20 +22,25 @@ WINDOW_SECONDS = 30
 # 350 at once and 20 a second after that are 950 in the first 30 seconds; growth adds less than 50.
 BURST_SHARE = 0.35
 FIRST_SHARE = 0.6
-MOST_SHARE = 0.96  # In the long run. So one process alone never meets a 429.
-# For each call that succeeds while every call that is allowed is made: a third in 100 seconds.
+MOST_SHARE = BURST_SHARE + FIRST_SHARE  # Ever. So one process alone never meets a 429.
+# Added to the rate for each success while the rate is fully used: a third more in 100 seconds.
 GROWTH = 0.003
-CUT = 0.9  # After a 429, of the part that this process has had of the last window.
-LEAST_PER_SECOND = 1.0  # With 40 processes, a little more than the quota.
-FASTER_AFTER = 60.0  # Seconds: it grows twice as fast then, and ever faster, until the next 429.
-AT_ONCE = 100  # As many as aiohttp opens connections; further calls would wait for one.
+CUT = 0.9  # The rate after a 429, as a part of what this process had in the last window.
+LEAST_PER_SECOND = 1.0  # 40 processes then make 1200 calls in a window, a fifth over the quota.
+# Seconds after a 429: it grows twice as fast then, and ever faster, until the next one or a lull.
+FASTER_AFTER = 60.0
+AT_ONCE = 100  # An instance is given as many requests at once: infra/production.bicepparam.
 # A request has 7.5 seconds: 4 for the call, 1 for the table, and these.
 WAIT_SECONDS = 2.5
-LEAST_PLACES = 8
+LEAST_PLACES = 2  # The last one is for a tenant that has none.
 PLACES_FOR_ONE = 4  # A person has a few devices, and each asks for one token.
-SHARE_OF_LEFT = 8  # How many times what is left a tenant may have: alone, eight ninths.
-SAVED_SECONDS = 10.0  # Of a pause: what was not called then may be called after it.
+# A tenant may hold eight times as many places as are left: alone, eight ninths of all.
+SHARE_OF_LEFT = 8
+SAVED_SECONDS = 10.0  # Calls held back by so much of a pause may be made after it.
 PAUSE_SECONDS = (1.0, 30.0)  # The window is over after that.
+NEVER = -1.0
+
+Place = TypeVar("Place")
 
 
 class Refusal(Enum):
@@ -48,7 +53,7 @@ class Refusal(Enum):
     NEWCOMER = "calls of ACS for people with an identity come first"
 
 
-class Quota:
+class Quota(Generic[Place]):
     """Spends a quota that other processes spend, too, and that nobody can ask for.
 
     It begins below what is published. It allows more while every call that it allows is made and
@@ -56,8 +61,9 @@ class Quota:
     written or shared: all that a process knows of the others is what ACS answers.
 
     Who cannot be served at once gets a place to wait in. Tenants take turns, and so do the people
-    of a tenant, so nobody gets more than others who are waiting, and whoever is alone has
-    everything. There are as many places as calls can be made before the requests are over.
+    of a tenant, so nobody gets more than others who are waiting. There are as many places as calls
+    can be made before the requests are over; a tenant alone gets eight ninths of them, and a person
+    four.
 
     Args:
         published: how many calls there may be in 30 seconds.
@@ -72,14 +78,15 @@ class Quota:
         self._left_at = 0.0
         self._at_once = AT_ONCE
         self._running = 0
-        self._seconds = 1.0  # What a call takes. Until one has ended, the worst of a normal day.
+        # What a call takes; if it is a create, with what is written to the table before and after.
+        self._seconds = 1.0  # Until one has ended, the worst of a normal day.
         self._made = 0.0  # In the last window, the older the less.
         self._made_at = 0.0
         self._paused_until = float("-inf")
-        self._cut_at = -1.0  # Never.
+        self._cut_at = NEVER
         self.is_throttled = False  # Since a 429, no call has succeeded.
         self._free_at = 0.0  # When everybody who was refused can have come back.
-        self._turns: OrderedDict[str, OrderedDict[Person, deque[object]]] = OrderedDict()
+        self._turns: OrderedDict[str, OrderedDict[Person, deque[Place]]] = OrderedDict()
         self._waiting = 0
         # With those who are about to ask, whose rows are being read.
         self._places_of: Counter[str | Person] = Counter()  # Of a tenant, and of a person.
@@ -145,21 +152,21 @@ class Quota:
             if not self._places_of[key]:
                 del self._places_of[key]
 
-    def wait(self, person: Person, place: object) -> None:
+    def wait(self, person: Person, place: Place) -> None:
         """Let somebody wait in a place, which `next` will return."""
         self.enter(person)
         people = self._turns.setdefault(person.tenant_id, OrderedDict())
         people.setdefault(person, deque()).append(place)
         self._waiting += 1
 
-    def give_up(self, person: Person, place: object) -> None:
+    def give_up(self, person: Person, place: Place) -> None:
         """Take back a place, unless `next` has returned it."""
         places = self._turns.get(person.tenant_id, OrderedDict()).get(person, deque())
         if place in places:
             places.remove(place)
             self._tidy(person)
 
-    def next(self, now: float) -> object | None:
+    def next(self, now: float) -> Place | None:
         """Begin a call for whose turn it is, and return the place; None if there is none now."""
         if not self._waiting or not self._take(now):
             return None
@@ -189,7 +196,7 @@ class Quota:
         self._at_once = min(AT_ONCE, self._at_once + 1)
         self._refill(now)
         if self._waiting or self._left < 1:
-            since = 0 if self._cut_at < 0 else (now - self._cut_at) / FASTER_AFTER
+            since = 0 if self._cut_at == NEVER else (now - self._cut_at) / FASTER_AFTER
             self.per_second = min(self._most, self.per_second + GROWTH * (1 + since))
 
     def throttled(self, began: float, now: float, wait: float) -> bool:
@@ -228,7 +235,10 @@ class Quota:
         if self._left >= self._capacity:
             self._left = self._capacity
             if not self.is_throttled:  # The crowd is gone, and what was learned from it is old.
-                self.per_second = self._first
+                self.per_second, self._cut_at = self._first, NEVER
+        # What is left may be called at once, in one window with what the rate allows.
+        most = self._most - self._left / WINDOW_SECONDS
+        self.per_second = min(self.per_second, max(self._first, most))
 
     def _take(self, now: float) -> bool:
         if now < self._paused_until or self._running >= self._at_once:

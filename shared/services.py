@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from azure.core.credentials_async import AsyncTokenCredential
     from azure.storage.blob.aio import ContainerClient
 
-    from shared.settings import AcsSettings, BackupSettings, MappingsSettings
+    from shared.settings import BackupSettings, MappingsSettings
 
     Credential = Callable[[], AsyncTokenCredential]
 
@@ -94,8 +94,9 @@ def build_services(env: Mapping[str, str]) -> Services:
     rows, entries = _table_clients(settings.mappings, credential, TABLE_BOUNDS)
     retries = RetryBudget()  # One for both tables, which share an account.
     mappings, ledger = IdentityMappings(rows, retries), Ledger(entries, retries)
-    acs_client = _acs_client(settings.acs, credential)
-    acs = AcsIdentity(client=acs_client)
+    key = settings.acs.access_key
+    client = acs_client(settings.acs.endpoint, AzureKeyCredential(key) if key else credential())
+    acs = AcsIdentity(client=client)
     session = aiohttp.ClientSession(auto_decompress=False)
     # Of its own, so that the signing keys never wait for a connection. Cookies of one person's
     # requests must not come along with those of another.
@@ -121,7 +122,7 @@ def build_services(env: Mapping[str, str]) -> Services:
     exchange = Exchange(
         settings=settings,
         entra=_on_behalf_of(settings, for_people, credential),
-        acs=AcsExchange(client=acs_client, session=for_people, endpoint=settings.acs.endpoint),
+        acs=AcsExchange(client=client, session=for_people, endpoint=settings.acs.endpoint),
         mappings=mappings,
     )
     directory = Directory(
@@ -196,11 +197,23 @@ def _leavers(
     return Leavers(settings=settings.leavers, graph=graph)
 
 
-def _acs_client(settings: AcsSettings, credential: Credential) -> CommunicationIdentityClient:
-    key = settings.access_key
-    return CommunicationIdentityClient(
-        settings.endpoint, AzureKeyCredential(key) if key else credential()
+def acs_client(
+    endpoint: str, credential: AzureKeyCredential | AsyncTokenCredential
+) -> CommunicationIdentityClient:
+    """Return the client of an ACS resource; its session is closed with it.
+
+    It differs from the SDK's own session in that it opens as many connections as are needed. With
+    aiohttp's hundred, a call would wait for another one's end, and that would count as ACS's time.
+    How many calls there are at once is for the quota to decide.
+    """
+    session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0),
+        auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trust_env=True,
     )
+    transport = AioHttpTransport(session=session)
+    return CommunicationIdentityClient(endpoint, credential, transport=transport)
 
 
 def _table_clients(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import secrets
 import uuid
 from contextlib import AsyncExitStack
@@ -12,18 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from azure.communication.identity.aio import CommunicationIdentityClient
 from azure.core.credentials import AzureKeyCredential
 from azure.data.tables.aio import TableClient
 from hypothesis import settings
 
 from local.acs.emulator import AcsEmulator
 from local.entra.directory import BROKER, CONTOSO, FABRIKAM
+from local.entra.emulator import EntraEmulator
 from local.entra.tokens import SigningKey as EntraKey
 from local.entra.tokens import TokenIssuer
 from local.serving.application import serve
 from local.storage.azurite import azurite
 from local.storage.proxy import TableProxy
+from shared import audit
 from shared.acs.identity import AcsIdentity
 from shared.identifiers import Person
 from shared.mappings.adoption import Adoption
@@ -32,7 +34,9 @@ from shared.mappings.identities import Identities
 from shared.mappings.ledger import Ledger
 from shared.mappings.table import IdentityMappings
 from shared.retry_budget import RetryBudget
+from shared.services import acs_client
 from shared.settings import EntraSettings
+from shared.sweep import Sweeper
 from tests.emulated import BackgroundLoop, Clock, Store
 
 if TYPE_CHECKING:
@@ -149,7 +153,17 @@ async def store(storage: Endpoints, tables: TableProxy) -> AsyncIterator[Store]:
             rows,
             entries,
             tables.faults,
+            retries,
         )
+
+
+@pytest.fixture
+async def entra(entra_keys: list[EntraKey]) -> AsyncIterator[EntraEmulator]:
+    """An Entra, and a Graph, for this test only."""
+    emulator = EntraEmulator(keys=entra_keys)
+    async with serve(emulator.application()) as url:
+        emulator.url = url
+        yield emulator
 
 
 @pytest.fixture
@@ -165,8 +179,14 @@ async def acs() -> AsyncIterator[AcsEmulator]:
 async def acs_identity(acs: AcsEmulator) -> AsyncIterator[AcsIdentity]:
     """The broker's client of the ACS resource."""
     key = AzureKeyCredential(base64.b64encode(b"worthless").decode())
-    async with CommunicationIdentityClient(acs.url, key) as client:
+    async with acs_client(acs.url, key) as client:
         yield AcsIdentity(client=client)
+
+
+@pytest.fixture
+def every_audit_line(caplog: pytest.LogCaptureFixture) -> None:
+    """Keep the audit lines of what went well, too."""
+    caplog.set_level(logging.INFO, audit.logger.name)
 
 
 @pytest.fixture
@@ -194,6 +214,14 @@ def endings(acs_identity: AcsIdentity, store: Store, identities: Identities) -> 
     """How identities end, in the same process."""
     return Endings(
         acs=acs_identity, mappings=store.mappings, ledger=store.ledger, identities=identities
+    )
+
+
+@pytest.fixture
+def sweeper(endings: Endings, store: Store) -> Sweeper:
+    """The sweep timer's use case, without its pace."""
+    return Sweeper(
+        endings=endings, mappings=store.mappings, ledger=store.ledger, seconds_per_delete=0
     )
 
 

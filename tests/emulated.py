@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -14,18 +15,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from azure.core.exceptions import ResourceNotFoundError
 from azure.data.tables import UpdateMode
 
+from shared import audit
 from shared.mappings.table import IdentityMapping, State, entity_from_mapping, partition_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from contextlib import AbstractAsyncContextManager
 
+    import pytest
     from azure.data.tables.aio import TableClient
 
     from local.serving.faults import Faults
     from shared.identifiers import Person
     from shared.mappings.ledger import Ledger
     from shared.mappings.table import IdentityMappings
+    from shared.retry_budget import RetryBudget
 
 Result = TypeVar("Result")
 START_SECONDS = 90
@@ -103,6 +107,13 @@ async def until(condition: Callable[[], bool], *, seconds: float = 5) -> None:
             await asyncio.sleep(0.01)
 
 
+def lines(caplog: pytest.LogCaptureFixture, event: str = "") -> list[tuple[str, dict[str, Any]]]:
+    """Return the level and the fields of the audit lines whose event begins like this."""
+    ours = [record for record in caplog.records if record.name == audit.logger.name]
+    found = [(record.levelname, json.loads(record.message)) for record in ours]
+    return [line for line in found if line[1]["event"].startswith(event)]
+
+
 @dataclass(frozen=True, slots=True)
 class Store:
     """The two tables of one test: through the proxy with its faults, and past it."""
@@ -112,6 +123,7 @@ class Store:
     rows: TableClient
     entries: TableClient
     faults: Faults
+    retries: RetryBudget
 
     async def row(self, person: Person) -> dict[str, Any] | None:
         """Return a person's row as it is stored."""

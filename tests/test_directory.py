@@ -30,12 +30,12 @@ from shared.mappings.identities import SETTLED_AFTER, Identities
 from shared.mappings.table import State, UnreadableRow
 from shared.requests import DEFAULT_LIMIT, Continuation, UsersQuery
 from shared.settings import AcsSettings
-from shared.sweep import Sweeper
 from tests.emulated import ACS_ID, anybody, mapping_of, until
 
 if TYPE_CHECKING:
     from local.acs.emulator import AcsEmulator
     from shared.acs.identity import AcsIdentity
+    from shared.sweep import Sweeper
     from tests.emulated import Clock, Store
 
 HOUR = timedelta(hours=1)
@@ -95,14 +95,6 @@ def directory_of(acs: AcsIdentity, store: Store) -> Directory:
 @pytest.fixture
 def directory(acs_identity: AcsIdentity, store: Store) -> Directory:
     return directory_of(acs_identity, store)
-
-
-@pytest.fixture
-def sweeper(endings: Endings, store: Store) -> Sweeper:
-    """The sweeper, without pauses."""
-    return Sweeper(
-        endings=endings, mappings=store.mappings, ledger=store.ledger, seconds_per_delete=0
-    )
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from azure.core.pipeline.transport import AioHttpTransport
 
 from local.acs.emulator import AcsEmulator
 from local.entra.directory import ACS_CLIENTS, ADA, BROKER, CONTOSO, WEB_APP
-from local.entra.emulator import EntraEmulator
 from local.serving.application import serve
 from shared.acs.exchange import AcsExchange
 from shared.entra.access_tokens import Caller
@@ -29,20 +28,11 @@ from shared.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from local.entra.tokens import SigningKey as EntraKey
+    from local.entra.emulator import EntraEmulator
     from tests.emulated import Clock, Store
 
 KEY = base64.b64encode(b"worthless").decode()
 CALLER = Caller(Person(CONTOSO.tenant_id, ADA.object_id), WEB_APP.client_id, 0)
-
-
-@pytest.fixture
-async def entra(entra_keys: list[EntraKey]) -> AsyncIterator[EntraEmulator]:
-    """An Entra of the test's own."""
-    emulator = EntraEmulator(keys=entra_keys)
-    async with serve(emulator.application()) as url:
-        emulator.url = url
-        yield emulator
 
 
 @pytest.fixture

@@ -14,8 +14,6 @@ import pytest
 from azure.core.credentials import AccessToken
 
 from local.entra.directory import CONTOSO, FABRIKAM, GRAPH, USER_ASSIGNED_IDENTITY
-from local.entra.emulator import EntraEmulator
-from local.serving.application import serve
 from shared.entra.graph import Graph
 from shared.identifiers import Person
 from shared.leavers import Leaver, Leavers, Search
@@ -24,7 +22,8 @@ from shared.settings import LeaversSettings
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from local.entra.tokens import SigningKey as EntraKey
+    from local.entra.emulator import EntraEmulator
+
 
 SETTINGS = LeaversSettings(
     after=timedelta(days=7), tenant_id=CONTOSO.tenant_id, max_share=0.2, max_people=500
@@ -152,14 +151,6 @@ class TestBrakes:
 
 class TestSearch:
     """Graph is asked once for each search."""
-
-    @pytest.fixture
-    async def entra(self, entra_keys: list[EntraKey]) -> AsyncIterator[EntraEmulator]:
-        """An Entra, and a Graph, of the test's own."""
-        emulator = EntraEmulator(keys=entra_keys)
-        async with serve(emulator.application()) as url:
-            emulator.url = url
-            yield emulator
 
     @pytest.fixture
     async def leavers(self, entra: EntraEmulator) -> AsyncIterator[Leavers]:

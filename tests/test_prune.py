@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 from dataclasses import asdict, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -11,7 +9,6 @@ import pytest
 
 from local.acs.emulator import RESOURCE_ID, Identity
 from local.entra.directory import CONTOSO
-from shared import audit
 from shared.errors import StorageUnavailableError
 from shared.identifiers import Person
 from shared.mappings.endings import MARK_LIFETIME, Endings
@@ -19,7 +16,7 @@ from shared.mappings.table import LEASE, State
 from shared.prune import ABANDONED_AFTER, PROGRESS, PROGRESS_LASTS, Pruner, PruneReport
 from shared.runs import FAILURES_IN_A_ROW
 from shared.settings import PruneSettings
-from tests.emulated import anybody, mapping_of, until
+from tests.emulated import anybody, lines, mapping_of, until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -34,16 +31,13 @@ if TYPE_CHECKING:
     MakePruner = Callable[..., Pruner]
     MakePeople = Callable[..., Awaitable[list[IdentityMapping]]]
 
+pytestmark = pytest.mark.usefixtures("every_audit_line")
+
 SETTINGS = PruneSettings(idle=timedelta(days=90), dry_run=False, max_share=0.5, max_deletes=1000)
 IDLE = timedelta(days=91)
 PAGE = [group << 24 | number for group in range(10) for number in range(100)]
 SECOND_PAGE = 0x20 << 24
 FAR = timedelta(days=365_000)  # A date that nobody can have meant.
-
-
-@pytest.fixture(autouse=True)
-def info(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, audit.logger.name)
 
 
 @pytest.fixture
@@ -107,13 +101,6 @@ def people(identities: Identities, store: Store, clock: Clock) -> MakePeople:
         return made
 
     return make
-
-
-def lines(caplog: pytest.LogCaptureFixture, event: str) -> list[tuple[str, dict[str, Any]]]:
-    """Return the level and the fields of the audit lines whose event begins like this."""
-    ours = [record for record in caplog.records if record.name == audit.logger.name]
-    found = [(record.levelname, json.loads(record.message)) for record in ours]
-    return [line for line in found if line[1]["event"].startswith(event)]
 
 
 async def states(store: Store) -> dict[str, str]:

@@ -1,17 +1,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from shared import audit
 from shared.errors import StorageUnavailableError, UpstreamUnavailableError
 from shared.runs import AT_A_TIME, FAILURES_IN_A_ROW, BrakeError, Piece, Work, reported
+from tests.emulated import lines
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -23,12 +22,6 @@ class Report:
 
     found: int = 0
     stopped: str | None = None
-
-
-def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[str, dict[str, Any]]]:
-    """Return the level and the fields of each audit line."""
-    ours = [record for record in caplog.records if record.name == audit.logger.name]
-    return [(record.levelname, json.loads(record.message)) for record in ours]
 
 
 def piece(do: Callable[[], Awaitable[bool]], kind: str = "test") -> Piece:
@@ -187,12 +180,9 @@ class TestWork:
             await done_by(Work(seconds_each=0), [piece(is_wrong)])
 
 
+@pytest.mark.usefixtures("every_audit_line")
 class TestReported:
     """The one line about a run."""
-
-    @pytest.fixture(autouse=True)
-    def info(self, caplog: pytest.LogCaptureFixture) -> None:
-        caplog.set_level(logging.INFO, audit.logger.name)
 
     def test_finished(self, caplog: pytest.LogCaptureFixture) -> None:
         """A run that is finished says what it found, and how long that took."""

@@ -1,15 +1,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from shared import audit
 from shared.errors import StorageUnavailableError
 from shared.identifiers import Person
 from shared.mappings.endings import ANNOUNCED_FOR, LONGEST_RETRY, RETRY_AFTER, Endings
@@ -18,7 +15,7 @@ from shared.mappings.ledger import Orphan
 from shared.mappings.table import LEASE, State
 from shared.runs import FAILURES_IN_A_ROW
 from shared.sweep import LATE_AFTER, Sweeper, SweepReport, is_due
-from tests.emulated import anybody, mapping_of
+from tests.emulated import anybody, lines, mapping_of
 
 if TYPE_CHECKING:
     from local.acs.emulator import AcsEmulator
@@ -26,32 +23,10 @@ if TYPE_CHECKING:
     from shared.mappings.identities import Identities
     from tests.emulated import Clock, Store
 
+pytestmark = pytest.mark.usefixtures("every_audit_line")
+
 OTHER = Person("0" * 36, "1" * 36)
 FAR = timedelta(days=365_000)  # A date that nobody can have meant.
-
-
-@pytest.fixture(autouse=True)
-def info(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, audit.logger.name)
-
-
-@pytest.fixture
-def sweeper(endings: Endings, store: Store) -> Sweeper:
-    """The sweep timer's use case, without its pace."""
-    return sweeper_of(endings, store)
-
-
-def sweeper_of(endings: Endings, store: Store) -> Sweeper:
-    return Sweeper(
-        endings=endings, mappings=store.mappings, ledger=store.ledger, seconds_per_delete=0
-    )
-
-
-def lines(caplog: pytest.LogCaptureFixture, event: str) -> list[tuple[str, dict[str, Any]]]:
-    """Return the level and the fields of the audit lines whose event begins like this."""
-    ours = [record for record in caplog.records if record.name == audit.logger.name]
-    found = [(record.levelname, json.loads(record.message)) for record in ours]
-    return [line for line in found if line[1]["event"].startswith(event)]
 
 
 class TestPeople:
@@ -203,7 +178,10 @@ class TestPeople:
         late = Late(
             acs=acs_identity, mappings=store.mappings, ledger=store.ledger, identities=identities
         )
-        await sweeper_of(late, store).run()
+        sweeper = Sweeper(
+            endings=late, mappings=store.mappings, ledger=store.ledger, seconds_per_delete=0
+        )
+        await sweeper.run()
 
         assert [person] == await store.unfinished()
         clock.now += ANNOUNCED_FOR + timedelta(seconds=2)

@@ -5,19 +5,26 @@ from __future__ import annotations
 import base64
 import hmac
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from cryptography.hazmat.primitives.asymmetric import padding
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from local.entra.tokens import base64url
+from local.entra.tokens import CLOUD, base64url
+from shared.entra.key_sets import signing_keys_from
+from shared.errors import InvalidTokenError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+
+    from local.entra.tokens import TokenIssuer
+    from shared.entra.key_sets import SigningKey
+    from shared.identifiers import Person
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 # What PKCS #1 v1.5 puts before a SHA-256 hash (RFC 8017, section 9.2, note 1).
@@ -62,6 +69,42 @@ def parts_of(token: str) -> Parts:
 def as_json(members: Mapping[str, object]) -> bytes:
     """Write a JSON object as compactly as Entra does; None becomes null."""
     return json.dumps(members, separators=(",", ":")).encode()
+
+
+@cache
+def rsa_key(bits: int, exponent: int = 65537) -> RSAPrivateKey:
+    """Return a key of a size, which is made once in this process."""
+    return rsa.generate_private_key(public_exponent=exponent, key_size=bits)
+
+
+class KnownKeys:
+    """The keys of an issuer, and which of them were asked for."""
+
+    def __init__(self, issuer: TokenIssuer) -> None:
+        self._issuer = issuer
+        self.fetch()
+        self.asked: list[str] = []
+        self.payloads: list[bytes] = []
+        self.people: list[Person] = []
+        self.are_kept = False
+
+    def fetch(self) -> None:
+        """Take the keys that the issuer publishes now."""
+        key_set = self._issuer.key_set(None)
+        self._keys = signing_keys_from(key_set, cloud=CLOUD, default_issuer=None)
+
+    async def get(self, key_id: str, payload: bytes) -> SigningKey:
+        """Return a key as the key store does."""
+        self.asked.append(key_id)
+        self.payloads.append(payload)
+        try:
+            return replace(self._keys[key_id], is_kept=self.are_kept)
+        except KeyError:
+            raise InvalidTokenError("unknown") from None
+
+    def served(self, person: Person) -> None:
+        """Remember who was let in."""
+        self.people.append(person)
 
 
 def signed(key: RSAPrivateKey, header: bytes, payload: bytes) -> str:

@@ -6,7 +6,7 @@ It keeps everything in memory, so nothing is left when it stops.
 from __future__ import annotations
 
 import asyncio
-import secrets
+import random
 import socket
 import subprocess
 import sys
@@ -20,7 +20,7 @@ from local.serving.application import LOOPBACK
 from local.storage import npm
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from local.serving.certificates import Certificates
 
@@ -85,10 +85,11 @@ async def azurite(
     """
     await asyncio.to_thread(npm.install, FOLDER, DESCRIPTION)
     node, _ = npm.find_node()
-    ports = {"table": table_port or _free_port()}
+    free = _free_ports()
+    ports = {"table": table_port or next(free)}
     if blob_and_queue_ports:
         blob, queue = blob_and_queue_ports
-        ports |= {"blob": blob or _free_port(), "queue": queue or _free_port()}
+        ports |= {"blob": blob or next(free), "queue": queue or next(free)}
     program = "azurite.js" if blob_and_queue_ports else "table/main.js"
     # Azurite lags behind the SDKs, and would refuse the version of the API that they speak.
     options = ["--inMemoryPersistence", "--disableTelemetry", "--silent", "--skipApiVersionCheck"]
@@ -147,14 +148,15 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
     await process.wait()
 
 
-def _free_port() -> int:
+def _free_ports() -> Iterator[int]:
+    """Yield free ports, each of them once."""
     # Below the range that systems use for outgoing connections, none of which then takes the port.
-    while True:
-        # Not from `random`: tests that seed it, in two processes, would choose the same ports.
-        port = 20_000 + secrets.randbelow(10_000)
+    ports = range(20_000, 30_000)
+    # Of the system: tests that seed `random`, in two processes, would choose the same ports.
+    for port in random.SystemRandom().sample(ports, len(ports)):
         with socket.socket() as probe:
             if probe.connect_ex((LOOPBACK, port)):
-                return port
+                yield port
 
 
 if __name__ == "__main__":

@@ -29,15 +29,8 @@ class Gate:
 
     def __init__(self, operation: str, *, published: int = PUBLISHED) -> None:
         self._operation = operation
-        self._quota = Quota(published=published)
+        self._quota = Quota[asyncio.Future[None]](published=published)
         self._timer: asyncio.TimerHandle | None = None
-
-    def check(self, person: Person) -> None:
-        """Raise BusyError or UpstreamThrottledError if a call would not be made in time."""
-        now = _now()
-        refusal = self._quota.refusal(person, now)
-        if refusal is not None:
-            raise self._error(refusal, now)
 
     def check_newcomer(self) -> None:
         """Raise BusyError or UpstreamThrottledError if nobody new should be let in now."""
@@ -48,14 +41,17 @@ class Gate:
 
     @contextmanager
     def expect(self, person: Person) -> Iterator[None]:
-        """Count somebody who will ask for a turn soon; raises as `check`.
+        """Count somebody who will ask for a turn soon.
 
         A person is counted once, since requests with the same Entra token share one call.
+
+        Raises:
+            BusyError, UpstreamThrottledError: the call would not be made in time.
         """
         if self._quota.counts(person):
             yield
             return
-        self.check(person)
+        self._check(person)
         self._quota.enter(person)
         try:
             yield
@@ -63,10 +59,10 @@ class Gate:
             self._quota.leave(person)
 
     def turn(self, person: Person) -> Turn:
-        """Return a person's turn, at once or later; raises as `check`. It has to be used."""
+        """Return a person's turn, at once or later; raises as `expect`. It has to be used."""
         if self._quota.take(_now()):
             return Turn(self, person, None)
-        self.check(person)
+        self._check(person)
         ready = asyncio.get_running_loop().create_future()
         self._quota.wait(person, ready)
         self._go_on()
@@ -113,10 +109,15 @@ class Gate:
             self._report()
         self._go_on()
 
+    def _check(self, person: Person) -> None:
+        now = _now()
+        refusal = self._quota.refusal(person, now)
+        if refusal is not None:
+            raise self._error(refusal, now)
+
     def _go_on(self) -> None:
         """Begin what may begin now, and come back when more may."""
         while (ready := self._quota.next(_now())) is not None:
-            assert isinstance(ready, asyncio.Future)  # noqa: S101 - see `turn`
             if ready.cancelled():
                 self._quota.ended(_now(), _now(), succeeded=False)
             else:

@@ -7,19 +7,25 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from aiohttp import web
+from azure.core.credentials import AzureKeyCredential
 
+from local.acs.emulator import AcsEmulator, Identity
+from local.serving.application import serve
 from shared.acs.gate import Gate
+from shared.acs.identity import AcsIdentity
 from shared.errors import BrokerError, BusyError, IdentityGoneError, UpstreamThrottledError
 from shared.identifiers import Person
 from shared.quota import AT_ONCE, PLACES_FOR_ONE, WAIT_SECONDS
+from shared.services import acs_client
 from tests.simulation.virtual_time import VirtualLoop
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from local.acs.emulator import AcsEmulator
-    from shared.acs.identity import AcsIdentity
+    from aiohttp.typedefs import Handler
 
+ACS_ID = "8:acs:ac5ac5ac-0000-4000-8000-000000000001_00000005-0000-0000-0000-000000000000"
 ADA = Person("contoso", "ada")
 
 
@@ -208,3 +214,30 @@ class TestAcsIdentity:
                 pytest.fail("let in")
 
         assert 1 == acs.faults.count("create")
+
+    async def test_connections(self) -> None:
+        """All creates and tokens that may be under way are at once; none waits for a connection."""
+        emulator, everybody = AcsEmulator(access_key="a2V5"), asyncio.Barrier(2 * AT_ONCE)
+        emulator.identities[ACS_ID] = Identity(ACS_ID)
+
+        @web.middleware
+        async def together(request: web.Request, handler: Handler) -> web.StreamResponse:
+            await everybody.wait()
+            return await handler(request)
+
+        app = emulator.application()
+        app.middlewares.append(together)
+        async with (
+            serve(app) as url,
+            acs_client(url, AzureKeyCredential("a2V5")) as client,
+            asyncio.TaskGroup() as calls,
+        ):
+            acs_identity = AcsIdentity(client=client)
+            for _ in range(AT_ONCE):
+                calls.create_task(acs_identity.create())
+            while everybody.n_waiting < AT_ONCE:  # noqa: ASYNC110 - a barrier has no event
+                await asyncio.sleep(0.01)
+            for person in people(AT_ONCE):
+                calls.create_task(issue(acs_identity, ACS_ID, person))
+
+        assert AT_ONCE == len(emulator.created) == emulator.issued[ACS_ID]

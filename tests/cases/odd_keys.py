@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from local.entra.directory import FABRIKAM
 from local.entra.tokens import base64url
 from shared.identifiers import CONSUMERS
-from tests.tokens import Numbers, Parts, as_json
+from tests.tokens import Numbers, Parts, as_json, rsa_key
 
 if TYPE_CHECKING:
     from local.entra.emulator import EntraEmulator
@@ -33,12 +33,6 @@ class OddKey:
         """Return a token signed by this key."""
         unsigned = Parts(as_json({**header, "kid": self.kid}), payload, b"")
         return str(Parts(unsigned.header, payload, self.numbers.sign(unsigned.signed)))
-
-
-@cache
-def rsa_key(bits: int, exponent: int = EXPONENT) -> rsa.RSAPrivateKey:
-    """Return a key of a size, which is made once in this process."""
-    return rsa.generate_private_key(public_exponent=exponent, key_size=bits)
 
 
 @cache

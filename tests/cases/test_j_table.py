@@ -64,6 +64,8 @@ async def test_J03_role_lost(service: Service) -> None:
 @case("J05", "another process inserts the row first: both callers get its identity, made once")
 async def test_J05_insert_of_another(service: Service, another_service: AnotherService) -> None:
     other, stack = await another_service(), service.running.stack
+    # The first request takes longer.
+    assert 404 == (await other.app.get("/api/user", service.running.token_of_new_person())).status
     token = service.running.token_of_new_person()
     stack.tables.faults.fail_next("table_insert", delay=0.7)
     first = asyncio.create_task(service.app.get("/api/token", token))

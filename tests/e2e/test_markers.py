@@ -120,6 +120,7 @@ def debug_app(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.usefixtures("no_kept_keys")
 async def test_no_marker_anywhere(
     debug_app: Path,
     app_at: Callable[[FunctionsHost], Client],

@@ -38,7 +38,7 @@ from shared.entra.access_tokens import (
     caller_from_claims,
 )
 from shared.entra.compact_form import MAX_HEADER_CHARACTERS, MAX_TOKEN_CHARACTERS
-from shared.entra.key_sets import SigningKey, signing_keys_from
+from shared.entra.key_sets import SigningKey
 from shared.errors import (
     AdminRequiredError,
     BrokerError,
@@ -49,7 +49,15 @@ from shared.errors import (
     TenantNotAllowedError,
 )
 from shared.identifiers import CONSUMERS
-from tests.tokens import as_json, parts_of, respelt, signed, signed_with_hmac
+from tests.tokens import (
+    SHA256_PREFIX,
+    KnownKeys,
+    as_json,
+    parts_of,
+    respelt,
+    signed,
+    signed_with_hmac,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -62,46 +70,18 @@ if TYPE_CHECKING:
     Validate = Callable[[str], Awaitable[Administrator]]
 
 OTHER_TENANT = "11111111-2222-4333-8444-555555555555"
-# The DigestInfo that stands before a SHA-256 hash in a signature, and one without parameters.
-SHA256_INFO = bytes.fromhex("3031300d060960864801650304020105000420")
+# What stands before a SHA-256 hash in a signature, but without parameters.
 NO_NULL_INFO = bytes.fromhex("302f300b0609608648016503040201" + "0420")
 BAD_LIFETIME = "lifetime is zero, negative or over 28 hours"
 
 
-class PublishedKeys:
-    """The keys that an issuer publishes, and which of them were asked for."""
-
-    def __init__(self, issuer: TokenIssuer) -> None:
-        self._issuer = issuer
-        self.asked: list[str] = []
-        self.payloads: list[bytes] = []
-        self.people: list[Person] = []
-        self.are_kept = False
-
-    async def get(self, key_id: str, payload: bytes) -> SigningKey:
-        """Return a key as the key store does."""
-        self.asked.append(key_id)
-        self.payloads.append(payload)
-        keys = signing_keys_from(
-            self._issuer.key_set(None), cloud="microsoftonline.com", default_issuer=None
-        )
-        try:
-            return replace(keys[key_id], is_kept=self.are_kept)
-        except KeyError:
-            raise InvalidTokenError("unknown") from None
-
-    def served(self, person: Person) -> None:
-        """Remember who was let in."""
-        self.people.append(person)
+@pytest.fixture
+def keys(issuer: TokenIssuer) -> KnownKeys:
+    return KnownKeys(issuer)
 
 
 @pytest.fixture
-def keys(issuer: TokenIssuer) -> PublishedKeys:
-    return PublishedKeys(issuer)
-
-
-@pytest.fixture
-def validator(keys: PublishedKeys, entra_settings: EntraSettings) -> AccessTokenValidator:
+def validator(keys: KnownKeys, entra_settings: EntraSettings) -> AccessTokenValidator:
     return AccessTokenValidator(settings=entra_settings, keys=keys)
 
 
@@ -124,7 +104,7 @@ async def test_returns_the_caller(
 
 
 async def test_tells_the_key_store(
-    validator: AccessTokenValidator, keys: PublishedKeys, issuer: TokenIssuer
+    validator: AccessTokenValidator, keys: KnownKeys, issuer: TokenIssuer
 ) -> None:
     """The key store gets the payload of each token, and learns who was let in, nobody else."""
     good, bad = issuer.issue_access_token(), issuer.issue_access_token(claims={"exp": 1})
@@ -269,11 +249,12 @@ class TestPasses:
         assert await validate(validator, issuer.issue_access_token(header=header))
 
     async def test_second_key_of_4096_bits(
-        self, validator: AccessTokenValidator, issuer: TokenIssuer
+        self, validator: AccessTokenValidator, keys: KnownKeys, issuer: TokenIssuer
     ) -> None:
         """Entra signs with any key of its set."""
         key = rsa.generate_private_key(public_exponent=65537, key_size=4096)
         issuer.publish_key(key, kid="large", issuer=issuer.issuer("{tenantid}"))
+        keys.fetch()
 
         assert await validate(validator, issuer.issue_access_token(key=key))
 
@@ -324,7 +305,7 @@ class TestRefusesHeaders:
     async def test_member(
         self,
         validator: AccessTokenValidator,
-        keys: PublishedKeys,
+        keys: KnownKeys,
         issuer: TokenIssuer,
         header: dict[str, Any],
     ) -> None:
@@ -414,7 +395,7 @@ class TestRefusesShapes:
     async def test_shape(
         self,
         validator: AccessTokenValidator,
-        keys: PublishedKeys,
+        keys: KnownKeys,
         issue_access_token: Callable[..., str],
         change: Callable[[str], str],
     ) -> None:
@@ -475,16 +456,16 @@ class TestRefusesSignatures:
     @pytest.mark.parametrize(
         "encoded",
         [
-            pytest.param(lambda h: b"\0\1" + b"\xff" * 202 + b"\0" + SHA256_INFO + h, id="good"),
+            pytest.param(lambda h: b"\0\1" + b"\xff" * 202 + b"\0" + SHA256_PREFIX + h, id="good"),
             pytest.param(
-                lambda h: b"\0\1" + b"\xff" * 8 + b"\0" + SHA256_INFO + h + bytes(194),
+                lambda h: b"\0\1" + b"\xff" * 8 + b"\0" + SHA256_PREFIX + h + bytes(194),
                 id="zeros after the hash",
             ),
             pytest.param(
-                lambda h: b"\0\1\0" + bytes(202) + SHA256_INFO + h, id="zeros for padding"
+                lambda h: b"\0\1\0" + bytes(202) + SHA256_PREFIX + h, id="zeros for padding"
             ),
             pytest.param(
-                lambda h: b"\0\2" + b"\xff" * 202 + b"\0" + SHA256_INFO + h, id="block type 2"
+                lambda h: b"\0\2" + b"\xff" * 202 + b"\0" + SHA256_PREFIX + h, id="block type 2"
             ),
             pytest.param(
                 lambda h: b"\0\1" + b"\xff" * 204 + b"\0" + NO_NULL_INFO + h,
@@ -507,7 +488,7 @@ class TestRefusesSignatures:
         token = f"{signed}.{base64url(power.to_bytes(256))}"
 
         assert 256 == len(block)
-        if block == b"\0\1" + b"\xff" * 202 + b"\0" + SHA256_INFO + block[-32:]:
+        if block == b"\0\1" + b"\xff" * 202 + b"\0" + SHA256_PREFIX + block[-32:]:
             assert await validate(validator, token)
         else:
             with pytest.raises(InvalidTokenError, match="signature"):
@@ -768,7 +749,7 @@ class TestRefusesPeopleAndApps:
             await validate(validator, issuer.issue_access_token(claims=claims))
 
     async def test_personal_accounts_are_not_an_organisation(
-        self, keys: PublishedKeys, issuer: TokenIssuer, entra_settings: EntraSettings
+        self, keys: KnownKeys, issuer: TokenIssuer, entra_settings: EntraSettings
     ) -> None:
         """`*` means every organisation; personal accounts do not count as one."""
         validator = AccessTokenValidator(
@@ -784,11 +765,17 @@ class TestRefusesPeopleAndApps:
     @pytest.mark.parametrize("version", [1, 2])
     @pytest.mark.parametrize("signs_for", [FABRIKAM.tenant_id, CONSUMERS, "{tenantid}x"])
     async def test_key_of_another_tenant(
-        self, validator: AccessTokenValidator, issuer: TokenIssuer, signs_for: str, version: int
+        self,
+        validator: AccessTokenValidator,
+        keys: KnownKeys,
+        issuer: TokenIssuer,
+        signs_for: str,
+        version: int,
     ) -> None:
         """A key signs for the issuer it is published with, for no other."""
         key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         issuer.publish_key(key, kid="theirs", issuer=issuer.issuer(signs_for))
+        keys.fetch()
 
         with pytest.raises(InvalidTokenError, match="another issuer"):
             await validate(validator, issuer.issue_access_token(key=key, version=version))
@@ -827,7 +814,7 @@ class TestRefusesPeopleAndApps:
             await validate(validator, issuer.issue_access_token(None))
 
     async def test_client(
-        self, keys: PublishedKeys, issuer: TokenIssuer, entra_settings: EntraSettings
+        self, keys: KnownKeys, issuer: TokenIssuer, entra_settings: EntraSettings
     ) -> None:
         """If the settings name client apps, others are refused, and so is a token without one."""
         allowed = replace(entra_settings, allowed_client_ids=frozenset({WEB_APP.client_id}))
@@ -877,7 +864,7 @@ class TestAdministrators:
         assert DAEMON.client_id == administrator.client_id
 
     async def test_kept_keys(
-        self, validate: Validate, issuer: TokenIssuer, keys: PublishedKeys
+        self, validate: Validate, issuer: TokenIssuer, keys: KnownKeys
     ) -> None:
         """Keys out of our own table, which people who can write there may have made, open nothing.
 
@@ -999,7 +986,7 @@ class TestAdministrators:
             await validate(issuer.issue_access_token(None, client=DAEMON, claims=claims))
 
     async def test_client(
-        self, keys: PublishedKeys, issuer: TokenIssuer, entra_settings: EntraSettings
+        self, keys: KnownKeys, issuer: TokenIssuer, entra_settings: EntraSettings
     ) -> None:
         """If the settings name client apps, an administrator has to use one of them, too."""
         allowed = replace(entra_settings, allowed_client_ids=frozenset({DAEMON.client_id}))
@@ -1048,7 +1035,7 @@ class TestAdministrators:
     )
     async def test_may_adopt(
         self,
-        keys: PublishedKeys,
+        keys: KnownKeys,
         issuer: TokenIssuer,
         entra_settings: EntraSettings,
         operator: str | None,
@@ -1066,7 +1053,7 @@ class TestAdministrators:
         assert may is grace.may_adopt
 
     async def test_operator(
-        self, keys: PublishedKeys, issuer: TokenIssuer, entra_settings: EntraSettings
+        self, keys: KnownKeys, issuer: TokenIssuer, entra_settings: EntraSettings
     ) -> None:
         """Administrators of the operator's tenant administer all tenants; others do not."""
         operated = replace(entra_settings, operator_tenant_id=CONTOSO.tenant_id)

@@ -20,7 +20,6 @@ from local.entra.directory import (
     SYSTEM_ASSIGNED_IDENTITY,
     USER_ASSIGNED_IDENTITY,
 )
-from local.entra.emulator import EntraEmulator
 from local.serving.application import serve
 from shared.entra import graph as graph_module
 from shared.entra.graph import Graph, GraphError
@@ -28,8 +27,8 @@ from shared.entra.graph import Graph, GraphError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from local.entra.emulator import EntraEmulator
     from local.entra.objects import ManagedIdentity
-    from local.entra.tokens import SigningKey as EntraKey
 
 AUDIENCE = "https://graph.microsoft.com"
 OPERATION = "deleted_users"
@@ -51,15 +50,6 @@ class Identity:
         return AccessToken(
             self._entra.issue_access_token(None, client=self._identity, resource=GRAPH), 0
         )
-
-
-@pytest.fixture
-async def entra(entra_keys: list[EntraKey]) -> AsyncIterator[EntraEmulator]:
-    """An Entra, and a Graph, of the test's own."""
-    emulator = EntraEmulator(keys=entra_keys)
-    async with serve(emulator.application()) as url:
-        emulator.url = url
-        yield emulator
 
 
 @pytest.fixture

@@ -3,20 +3,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from local.entra.tokens import CLOUD
 from local.entra.tokens import SigningKey as EntraKey
 from shared.entra import key_sets
 from shared.entra.key_sets import signing_keys_from
+from tests.tokens import rsa_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-
-def private(bits: int, exponent: int = 65537) -> rsa.RSAPrivateKey:
-    """Return an RSA key of some size."""
-    return rsa.generate_private_key(public_exponent=exponent, key_size=bits)
+    from cryptography.hazmat.primitives.asymmetric import rsa
 
 
 class TestUsableKeys:
@@ -65,8 +63,8 @@ class TestUsableKeys:
     @pytest.mark.parametrize(
         "key",
         [
-            pytest.param(lambda: private(1024), id="1024 bits"),
-            pytest.param(lambda: private(2048, exponent=3), id="exponent 3"),
+            pytest.param(lambda: rsa_key(1024), id="1024 bits"),
+            pytest.param(lambda: rsa_key(2048, exponent=3), id="exponent 3"),
         ],
     )
     def test_weak_key(self, good: dict[str, Any], key: Callable[[], rsa.RSAPrivateKey]) -> None:

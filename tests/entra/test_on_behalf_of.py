@@ -58,15 +58,6 @@ SECRET = {"client_secret": BROKER.secret}
 
 
 @pytest.fixture
-async def entra(entra_keys: list[EntraKey]) -> AsyncIterator[EntraEmulator]:
-    """An Entra of the test's own."""
-    emulator = EntraEmulator(keys=entra_keys)
-    async with serve(emulator.application()) as url:
-        emulator.url = url
-        yield emulator
-
-
-@pytest.fixture
 async def on_behalf_of_at() -> AsyncIterator[Callable[..., OnBehalfOf]]:
     """Return a function that makes a client for an address, with a way to prove itself."""
     async with aiohttp.ClientSession(auto_decompress=False) as session:

@@ -34,10 +34,6 @@ STORAGE = re.compile(
     rf"|https?://{LOOPBACK}(/|$)"
 )
 FIELDS = f"DefaultEndpointsProtocol=https;AccountName=contoso;AccountKey={KEY}"
-IN_AZURE = ";".join(
-    f"{service}Endpoint=https://contoso.{service.lower()}.core.windows.net"
-    for service in ("Table", "Blob")
-)
 HERE = ";".join(f"{service}Endpoint=http://127.0.0.1:1/contoso" for service in ("Table", "Blob"))
 STORAGE_STRINGS = (
     f"{FIELDS};EndpointSuffix=core.windows.net",

@@ -97,6 +97,7 @@ async def publish(
     host: str,
     *,
     wait: float = 30,
+    pause: float = 10,
     content: bytes = PACKAGE,
     python: str = sys.executable,
 ) -> tuple[int | None, str, str]:
@@ -109,7 +110,8 @@ async def publish(
     (folder / "az.host").write_text(host)
     (folder / "app.zip").write_bytes(content)
     (folder / "python3").symlink_to(python)
-    arguments = ["dev", "--package", str(folder / "app.zip"), "--wait", str(wait)]
+    arguments = ["dev", "--package", str(folder / "app.zip")]
+    arguments += ["--wait", str(wait), "--pause", str(pause)]
     process = await asyncio.create_subprocess_exec(
         python,
         SCRIPT,
@@ -157,7 +159,7 @@ async def test_tries_again(tmp_path: Path, first: tuple[int, str]) -> None:
     """It tries again after errors that a new environment causes for a while."""
     kudu = Kudu(uploads=[first, (202, '"d-1"')], states=[(200, DONE)])
     async with kudu.served() as host:
-        code, out, _ = await publish(tmp_path, host)
+        code, out, _ = await publish(tmp_path, host, pause=0.1)
     assert (0, 2) == (code, len(kudu.packages))
     assert first[1] in out
 
@@ -170,7 +172,7 @@ async def test_storage_role_without_effect(tmp_path: Path) -> None:
         log=json.dumps([{"message": FORBIDDEN}]),
     )
     async with kudu.served() as host:
-        code, out, _ = await publish(tmp_path, host)
+        code, out, _ = await publish(tmp_path, host, pause=0.1)
     assert (0, 2) == (code, len(kudu.packages))
     assert FORBIDDEN in out
 

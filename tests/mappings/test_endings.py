@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import math
 import uuid
 from dataclasses import replace
@@ -52,6 +51,8 @@ HOUR = timedelta(hours=1)
 SETTLED_SECONDS = SETTLED_AFTER.total_seconds() + 60
 FOREIGN_ID = ACS_ID.replace("ac5ac5ac", "0e0e0e0e")
 # How ACS can fail a revocation or a deletion.
+pytestmark = pytest.mark.usefixtures("every_audit_line")
+
 ACS_FAULTS = pytest.mark.parametrize(
     "fault", [{"status": 503}, {"status": 403}, {"status": 400}, {"status": 429}]
 )
@@ -61,12 +62,6 @@ def signed_in(person: Person, date: datetime) -> Admit:
     """Return what admits a person with an Entra token from a date, unless it has been revoked."""
     caller = Caller(person, None, math.floor(date.timestamp()))
     return partial(refuse_revoked, caller)
-
-
-@pytest.fixture(autouse=True)
-def _audit_lines(caplog: pytest.LogCaptureFixture) -> None:
-    """Keep the audit lines of what went well, too."""
-    caplog.set_level(logging.INFO, audit.logger.name)
 
 
 @pytest.fixture

@@ -79,7 +79,7 @@ class Client:
 class Process:
     """One process: its quota, and when it will look at it again."""
 
-    quota: Quota = field(default_factory=Quota)
+    quota: Quota[Client] = field(default_factory=Quota[Client])
     wakes_at: float = math.inf
 
 
@@ -172,7 +172,6 @@ class Crowd:
 
     def _go_on(self, process: Process) -> None:
         while (client := process.quota.next(self.now)) is not None:
-            assert isinstance(client, Client)
             self._call(process, client)
         wait = process.quota.next_in(self.now)
         if wait is not None and not self.now < process.wakes_at <= self.now + wait:
@@ -276,7 +275,7 @@ async def measure() -> list[Row]:
 
 def cost() -> float:
     """Return the seconds of CPU that a quota takes for a call which begins at once."""
-    quota, times = Quota(), []
+    quota, times = Quota[Client](), []
     for part in range(20):
         began = time.process_time()
         for number in range(part * 1000, part * 1000 + 1000):
@@ -288,6 +287,6 @@ def cost() -> float:
 
 def together() -> float:
     """Return how many of 1000 who are refused at one moment come back in the busiest second."""
-    quota, rng = Quota(), Random(9)  # noqa: S311 - a simulation
+    quota, rng = Quota[Client](), Random(9)  # noqa: S311 - a simulation
     told = Counter(spread(quota.retry_after(0), rng.random()) for _ in range(1000))
     return max(told.values()) / 1000

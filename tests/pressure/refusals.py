@@ -33,17 +33,15 @@ from local.functions.app import Context, TraceContext
 from local.stack import EXAMPLE, REPOSITORY, emulators, functions_host
 from shared import audit, http, requests
 from shared.entra.access_tokens import AccessTokenValidator
-from shared.entra.key_sets import signing_keys_from
 from shared.settings import Settings
 from tests.pressure.rows import Row
 from tests.pressure.strange_tokens import large_token, strange_tokens, typical_token
+from tests.tokens import KnownKeys
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from local.stack import FunctionsHost
-    from shared.entra.key_sets import SigningKey
-    from shared.identifiers import Person
 
 REPEATS = 9
 CALLS = 60
@@ -56,21 +54,6 @@ PEOPLE_PER_SECOND = 40
 PEOPLE = 30  # Each has a rate limit.
 MAX_REFUSAL_MS = 0.3
 HOST_COLUMNS = 500  # bytes of a row in AppTraces besides the line: docs/deploy.md.
-
-
-class KnownKeys:
-    """The keys of an issuer, which are never fetched."""
-
-    def __init__(self, issuer: TokenIssuer) -> None:
-        key_set = issuer.key_set(None)
-        self._keys = signing_keys_from(key_set, cloud="microsoftonline.com", default_issuer=None)
-
-    async def get(self, key_id: str, _payload: bytes) -> SigningKey:
-        """Return a key."""
-        return self._keys[key_id]
-
-    def served(self, person: Person) -> None:
-        """Do nothing."""
 
 
 class InProcess:
