@@ -37,7 +37,7 @@ ON_3.11 := tests/setup
 ON_3.13 := tests/setup tests/runtime
 
 .PHONY: test-pythons
-test-pythons: test-on-3.11 test-on-3.13  ## Run the tests that depend on it on Python 3.11 and 3.13, if installed.
+test-pythons: test-on-3.11 test-on-3.13  ## Run the tests that depend on the Python version on 3.11 and 3.13, if installed.
 
 test-on-%:
 	@set -e; \
@@ -76,7 +76,7 @@ pressure: setup  ## Put the broker under pressure, and print each figure beside 
 	@$(BIN)/python -m tests.pressure $(ARGS)
 
 .PHONY: fuzz
-fuzz: setup  ## Feed everything that reads input a million broken ones each.
+fuzz: setup  ## Feed a million broken inputs to everything that reads any.
 	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 .PHONY: lint

@@ -53,8 +53,16 @@ To trust it:
 Ada of Contoso asks for an ACS token (her Entra token is valid for at least an hour):
 
 {curl} -H 'Authorization: Bearer {stack.entra.issue_access_token()}' {host.url}/api/token
+
+An edit of the app, or of {stack.settings}, is taken up at once.
 """)
-        await _until_stopped(stack)
+        await _until_stopped(
+            stack,
+            f"Broker           {host.url}",
+            f"Tables           {stack.tables.url}",
+            f"Blobs            {stack.blobs.url}",
+            *([f"Managed identity {_identity_url(stack)}"] if stack.certificates else []),
+        )
 
 
 async def _emulators() -> None:
@@ -70,16 +78,22 @@ func start
         await _until_stopped(stack)
 
 
-async def _until_stopped(stack: Stack) -> None:
+def _identity_url(stack: Stack) -> str:
+    return stack.environment["IDENTITY_ENDPOINT"].removesuffix("/msi/token")
+
+
+async def _until_stopped(stack: Stack, *others: str) -> None:
     entra = "" if stack.entra.url == ENTRA_URL else f" --entra {stack.entra.url}"
     another = f".venv/bin/python -m local token{entra} {FADI.user_name}"
     if stack.certificates:
         another = f"SSL_CERT_FILE={stack.certificates.authority_file} {another}"
     print(
         f"For another Entra token: {another}\n",
-        f"Entra {stack.entra.url}",
-        f"ACS   {stack.acs.url}",
-        f"{WORTHLESS}\nCtrl-C stops it.",
+        "Each of these fails on request, at /_local/faults (see README.md):",
+        f"Entra            {stack.entra.url}",
+        f"ACS              {stack.acs.url}",
+        *others,
+        f"\n{WORTHLESS}\nCtrl-C stops it.",
         sep="\n",
         flush=True,
     )

@@ -169,7 +169,6 @@ async def emulators(
         tables.url = await run(tables.application(), TABLE_PROXY_PORT)
         blobs.url = await run(blobs.application(), BLOB_PROXY_PORT)
         environment: dict[str, str] = {}
-        settings = EXAMPLE
         if certificates:
             # App Service serves managed identities over HTTP, on loopback.
             identity.url = await run(identity.application(), IDENTITY_PORT, secure=False)
@@ -197,10 +196,10 @@ async def emulators(
                     storage.blob, blobs.endpoint
                 ),
             }
-        if certificates or not fixed_ports:  # The example is for HTTP on the fixed ports.
-            values["ENTRA_AUTHORITY_HOST"] = entra.url
-            settings = Path(folder) / "local.settings.json"
-            settings.write_text(json.dumps(example), "utf-8")
+        values["ENTRA_AUTHORITY_HOST"] = entra.url
+        # The example is for HTTP on the fixed ports, without the proxies, which Core Tools can use.
+        settings = Path(folder) / "local.settings.json"
+        settings.write_text(json.dumps(example, indent=2), "utf-8")
         await _create_tables_and_container(storage, certificates)
         yield Stack(entra, acs, tables, blobs, storage, settings, environment, certificates)
 
@@ -219,7 +218,7 @@ def _require_free(ports: Iterable[int]) -> None:
             except OSError as exc:
                 raise StackError(
                     f"port {port} cannot be opened: {exc.strerror}. If another stack is running,"
-                    " stop it, or run this one with: python -m local start --free-ports"
+                    " stop it. Beside it runs only: python -m local start --free-ports"
                 ) from exc
 
 

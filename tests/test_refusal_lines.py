@@ -120,8 +120,44 @@ async def test_rules(capsys: pytest.CaptureFixture[str]) -> None:
     assert [("agents", 3)] == [(kind["policy_rule"], kind["requests"]) for kind in line["kinds"]]
 
 
+async def test_tokens_for_others(in_full: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
+    """People who are not ours are strangers, however many there are: anybody can make some up."""
+    lines = RefusalLines(clock=lambda: 0.0, count_for=0.01)
+    failure: dict[str, audit.Field] = {"status": 503, "code": "storage_unavailable", "route": "x"}
+
+    for number in range(50):
+        mallory: dict[str, audit.Field] = ADA | {"object_id": f"mallory {number}", "ours": False}
+        refuse(lines, 10, **mallory)
+        lines.record("request_failed", failure | mallory, level=logging.ERROR)
+    await asyncio.sleep(0.05)
+
+    assert AT_ONCE == len(in_full())
+    assert "mallory 0" == in_full()[0]["object_id"]
+    (line,) = counted(capsys)
+    assert 550 - AT_ONCE == line["requests"]
+    assert [None] * 2 == [kind.get("object_id") for kind in line["kinds"]]
+
+
+async def test_hiding(capsys: pytest.CaptureFixture[str]) -> None:
+    """Somebody of ours does not become anonymous by sending requests without a token as well."""
+    lines = RefusalLines(clock=lambda: 0.0, count_for=0.01)
+
+    refuse(lines, AT_ONCE)
+    refuse(lines, AT_ONCE, **ADA)
+    for number in range(MAX_KINDS + 5):
+        refuse(lines, 1, route=f"route {number}")
+    refuse(lines, 200, **ADA, code="admin_required", route="users", status=403)
+    await asyncio.sleep(0.05)
+
+    (line,) = counted(capsys)
+    assert {"object_id": "ada", "route": "users", "requests": 200}.items() <= line["kinds"][
+        0
+    ].items()
+    assert MAX_KINDS + 2 == len(line["kinds"])
+
+
 async def test_our_own_failures(in_full: Recorded) -> None:
-    """What fails for people has a line each, and what fails for strangers has not."""
+    """Of what fails, people have a line for each request that they may send; strangers have not."""
     lines = RefusalLines(clock=lambda: 0.0, count_for=0.01)
     failure: dict[str, audit.Field] = {
         "status": 503,
@@ -136,7 +172,7 @@ async def test_our_own_failures(in_full: Recorded) -> None:
     await asyncio.sleep(0.05)
 
     whose = [line.get("object_id") for line in in_full()]
-    assert [3 * AT_ONCE, AT_ONCE] == [whose.count("ada"), whose.count(None)]
+    assert [2 * AT_ONCE, AT_ONCE] == [whose.count("ada"), whose.count(None)]
 
 
 async def test_many_kinds(in_full: Recorded, capsys: pytest.CaptureFixture[str]) -> None:

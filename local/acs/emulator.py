@@ -102,7 +102,7 @@ class AcsEmulator:
         quotas: Mapping[str, int] | None = None,
     ) -> None:
         self.url = ""
-        self.faults = Faults()
+        self.faults = Faults(operation.name for _, _, operation, _ in _ROUTES)
         self.roles = Roles()
         self.quotas = PUBLISHED_QUOTAS | dict(quotas or {})
         self.identities: dict[str, Identity] = {}

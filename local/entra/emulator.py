@@ -16,6 +16,7 @@ from local.entra.device_pages import DevicePages
 from local.entra.directory import BROKER, WEB_APP
 from local.entra.errors import EntraError, required
 from local.entra.grants import Grants
+from local.entra.graph.emulator import OPERATIONS as GRAPH_OPERATIONS
 from local.entra.graph.emulator import GraphEmulator
 from local.entra.redirects import form_of
 from local.entra.sessions import Sessions
@@ -37,6 +38,11 @@ OPERATIONS = {
     "token": "token",
     "devicecode": "devicecode",
 }
+# Of the JSON object that describes a token.
+TOKEN_MEMBERS = (
+    *("user", "app", "audience", "scopes", "version", "lifetime"),
+    *("claims", "header", "authentication"),
+)
 
 
 class EntraEmulator(Grants):
@@ -49,7 +55,7 @@ class EntraEmulator(Grants):
         self, directory: Directory | None = None, *, keys: Iterable[SigningKey] = ()
     ) -> None:
         super().__init__(directory, keys=keys)
-        self.faults = Faults()
+        self.faults = Faults({*OPERATIONS.values(), *GRAPH_OPERATIONS})
         self.graph = GraphEmulator(self, self.faults)
         sessions = Sessions(self)
         pages = (SignInPages, AdminConsentPages, DevicePages)
@@ -157,9 +163,13 @@ class EntraEmulator(Grants):
         return web.json_response({"kid": kid})
 
     async def _issue(self, request: web.Request) -> web.Response:
-        """Issue the access token that a JSON object describes; `issue_access_token` over HTTP."""
-        body: dict[str, Any] = await request.json() if request.can_read_body else {}
+        """Issue the access token that a JSON object describes; `issue_access_token` over HTTP.
+
+        All of its members are optional; `app` and `audience` are client ids, `lifetime` is in
+        seconds.
+        """
         try:
+            body = _token_asked_for(await request.json() if request.can_read_body else {})
             if "lifetime" in body:
                 body["lifetime"] = timedelta(seconds=body["lifetime"])
             client = self.directory.app(body.pop("app", WEB_APP.client_id))
@@ -168,7 +178,7 @@ class EntraEmulator(Grants):
                 token = self.issue_access_token(client=client, resource=resource, **body)
                 return web.json_response({"access_token": token})
             reason = "the app or the audience is unknown"
-        except (LookupError, TypeError) as exc:
+        except (LookupError, TypeError, ValueError) as exc:
             reason = str(exc)
         return web.Response(status=400, text=f"This token cannot be issued: {reason}\n")
 
@@ -203,6 +213,12 @@ class EntraEmulator(Grants):
         error = "temporarily_unavailable" if status in {429, 503} else "server_error"
         fault = EntraError(error, 90033, "A transient error has occurred. Please try again.")
         return web.json_response(fault.document(self.url, str(uuid.uuid4())), status=status)
+
+
+def _token_asked_for(body: Any) -> dict[str, Any]:  # noqa: ANN401 - any JSON value
+    if not isinstance(body, dict) or not body.keys() <= set(TOKEN_MEMBERS):
+        raise ValueError(f"the members are {', '.join(TOKEN_MEMBERS)}")
+    return body
 
 
 def _operation(request: web.Request) -> str | None:

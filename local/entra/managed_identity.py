@@ -31,7 +31,7 @@ class ManagedIdentityEmulator:
 
     def __init__(self, entra: TokenIssuer, secret: str) -> None:
         self.url = ""
-        self.faults = Faults()
+        self.faults = Faults({"token"})
         self._entra = entra
         self._secret = secret
 

@@ -25,7 +25,7 @@ import secrets
 import socket
 import sys
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,7 +77,7 @@ class Host:
     functions: list[Function]
     cors: Cors
     body_limit: int
-    faults: Faults = field(default_factory=Faults)
+    faults: Faults
 
     def application(self) -> web.Application:
         """Return the aiohttp application, for a runner that does not decompress bodies."""
@@ -218,9 +218,11 @@ def load(folder: Path, local: Mapping[str, Any]) -> Host:
     if cors.credentials and "*" in cors.origins:
         raise AppError('Host.CORS cannot be "*" together with CORSCredentials')
     prefix = host_json.get("extensions", {}).get("http", {}).get("routePrefix", "api")
+    functions = load_functions(folder, prefix, os.environ)
     return Host(
         folder=folder,
-        functions=load_functions(folder, prefix, os.environ),
+        functions=functions,
+        faults=Faults(function.name for function in functions if function.route),
         cors=cors,
         body_limit=int(os.environ.get("FUNCTIONS_REQUEST_BODY_SIZE_LIMIT") or DEFAULT_BODY_LIMIT),
     )

@@ -12,13 +12,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
     Render = Callable[[int], web.Response]
@@ -51,14 +51,25 @@ class Fault:
 
 
 class Faults:
-    """One emulator's queue of faults, and the number of requests for each of its operations."""
+    """One emulator's queue of faults, and the number of requests for each of its operations.
 
-    def __init__(self) -> None:
+    Args:
+        operations: the names of the operations that it has.
+    """
+
+    def __init__(self, operations: Iterable[str]) -> None:
+        self._operations = frozenset(operations)
         self._queue: list[tuple[Fault, int]] = []
         self._counts: Counter[str] = Counter()
 
     def fail_next(self, operation: str = ANY_OPERATION, **changes: Any) -> None:  # noqa: ANN401 - the fields of Fault
-        """Queue a fault for the next request, or the next `times` requests, of an operation."""
+        """Queue a fault for the next request, or the next `times` requests, of an operation.
+
+        Raises:
+            ValueError: there is no such operation, so the fault would never come.
+        """
+        if operation not in self._operations | {ANY_OPERATION}:
+            raise ValueError(f"the operations are {', '.join(sorted(self._operations))}, and *")
         fault = Fault(operation=operation, **changes)
         self._queue.append((fault, fault.times))
 
@@ -115,6 +126,9 @@ def _json_object(text: str) -> dict[str, Any]:
     value = json.loads(text)
     if not isinstance(value, dict):
         raise TypeError("a JSON object is expected")
+    names = [each.name for each in fields(Fault)]
+    if not value.keys() <= set(names):
+        raise ValueError(f"the members are {', '.join(names)}")
     return value
 
 

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import urlsplit
 
 from aiohttp import ClientSession, DummyCookieJar, TCPConnector, web
@@ -66,6 +66,8 @@ class StorageProxy(ABC):
             None: a token is passed on unchecked, to Azurite, which takes any.
     """
 
+    operations: ClassVar[frozenset[str]]
+
     def __init__(
         self,
         upstream: str,
@@ -73,7 +75,7 @@ class StorageProxy(ABC):
         tls: ssl.SSLContext | None = None,
         verify_bearer: VerifyBearer | None = None,
     ) -> None:
-        self.faults = Faults()
+        self.faults = Faults(self.operations)
         self.roles = Roles()
         self.url = ""
         self.clock: Callable[[], datetime] | None = None
@@ -155,11 +157,12 @@ class StorageProxy(ABC):
 
 
 class TableProxy(StorageProxy):
-    """A proxy in front of tables.
+    """A proxy in front of tables."""
 
-    Its operations are `table_create`, `table_query`, `table_read`, `table_insert`, `table_update`,
-    `table_delete` and `table_batch`.
-    """
+    operations = frozenset(
+        {"table_create", "table_query", "table_read", "table_insert"}
+        | {"table_update", "table_delete", "table_batch"}
+    )
 
     def _operation(self, request: web.Request) -> str | None:
         path = request.rel_url.raw_path
@@ -194,9 +197,10 @@ class TableProxy(StorageProxy):
 class BlobProxy(StorageProxy):
     """A proxy in front of blobs.
 
-    Its operations are `blob_block` (one block is uploaded), `blob_commit` (the blocks become a
-    blob) and `blob_read`.
+    `blob_block` uploads one block, and `blob_commit` makes the blocks a blob.
     """
+
+    operations = frozenset({"blob_block", "blob_commit", "blob_read"})
 
     def _operation(self, request: web.Request) -> str | None:
         if not request.rel_url.raw_path.startswith(self._account_path + "/"):

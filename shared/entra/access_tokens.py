@@ -117,10 +117,11 @@ class AccessTokenValidator:
                 ClientNotAllowedError, KeysUnavailableError: as `validate` does.
         """
         claims, key = await self._verified(access_token)
-        if key.is_kept:
-            # Whoever can write to the tables could have put it there.
-            raise KeysUnavailableError("kept keys do not open what administrators may do")
         administrator = administrator_from_claims(claims, key=key, settings=self._settings, now=now)
+        if key.is_kept:
+            # Whoever can write to the tables could have put it there. It comes last, since every
+            # 503 has a line in the log: only administrators can cause these.
+            raise KeysUnavailableError("kept keys do not open what administrators may do")
         self._keys.served(administrator.person)
         return administrator
 
@@ -128,7 +129,7 @@ class AccessTokenValidator:
         token = CompactToken.parse(access_token)
         key = await self._keys.get(token.key_id, token.payload)
         claims = _verify(token, key)
-        _note_person(claims)
+        _note_person(claims, self._settings)
         return claims, key
 
 
@@ -158,8 +159,12 @@ def _verify(token: CompactToken, key: SigningKey) -> VerifiedClaims:
     return VerifiedClaims(token.claims())
 
 
-def _note_person(claims: VerifiedClaims) -> None:
-    """Note the ids for the audit line: they are verified, even if the token is refused later."""
+def _note_person(claims: VerifiedClaims, settings: EntraSettings) -> None:
+    """Note the ids for the audit line: they are verified, even if the token is refused later.
+
+    Everybody can get genuine tokens for something else, for as many people as they like in a tenant
+    of their own. So it is noted, too, if nothing says that the person is one of ours.
+    """
     named = {"tenant_id": "tid", "object_id": "oid", "client_id": "azp"}
     if claims.get("ver") == "1.0":
         named["client_id"] = "appid"
@@ -167,6 +172,9 @@ def _note_person(claims: VerifiedClaims) -> None:
     token_id = claims.get("uti")  # By this id, Entra's sign-in logs know the token.
     if isinstance(token_id, str) and _TOKEN_ID.fullmatch(token_id):
         audit.note(uti=token_id)
+    is_for_us = str(claims.get("aud")) in {settings.client_id, *settings.audiences}
+    if not is_for_us or not _is_served(str(claims.get("tid")), settings):
+        audit.note(ours=False)
 
 
 def caller_from_claims(
@@ -268,13 +276,17 @@ def _tenant(claims: Mapping[str, Any], key: SigningKey, settings: EntraSettings)
         raise InvalidTokenError("not our audience")
     if claims.get("iss") != issuer:
         raise InvalidTokenError("iss is not the issuer of tid")
-    allowed = settings.tenant_ids
-    if tenant_id == CONSUMERS or (allowed is not None and tenant_id not in allowed):
+    if not _is_served(tenant_id, settings):
         raise TenantNotAllowedError("not an allowed tenant")
     # A key that Entra publishes for one tenant signs only that tenant's tokens.
     if key.issuer.replace("{tenantid}", tenant_id) != v2_issuer:
         raise InvalidTokenError("the signing key belongs to another issuer")
     return tenant_id
+
+
+def _is_served(tenant_id: str, settings: EntraSettings) -> bool:
+    allowed = settings.tenant_ids
+    return tenant_id != CONSUMERS and (allowed is None or tenant_id in allowed)
 
 
 def _client(claims: Mapping[str, Any]) -> str | None:

@@ -74,7 +74,8 @@ class SigningKeys:
         self._clock = clock
         self._set: KeySet | None = None
         self._fetched_at = float("-inf")
-        self._withdrawn: frozenset[str] = frozenset()  # The ids that earlier sets had.
+        # By key id, when a set with it was last fetched. A kept set does not count.
+        self._seen_at: dict[str, float] = {}
         self._budget, self._backoff = FetchBudget(), Backoff()
         self._has_fetched = False
         self._fetching: asyncio.Task[None] | None = None
@@ -149,7 +150,7 @@ class SigningKeys:
             return key
         if self._disproves(issued_at):
             raise InvalidTokenError("signed by a key that Entra does not have")
-        if key_id in self._withdrawn:
+        if self._is_withdrawn(key_id):
             raise InvalidTokenError("signed by a key that Entra has withdrawn")
         if self._backoff.is_failing:
             raise KeysUnavailableError("an unknown signing key, and Entra cannot be asked")
@@ -165,6 +166,14 @@ class SigningKeys:
         if issued_at is None or published_on is None:
             return False
         return issued_at + BACKDATED + SPREAD <= published_on
+
+    def _is_withdrawn(self, key_id: str) -> bool:
+        """Return whether Entra has no longer a key that it had.
+
+        A set right after one with the key proves nothing: while a new key spreads, Entra's hosts
+        give different answers.
+        """
+        return self._fetched_at - self._seen_at.get(key_id, float("inf")) >= SPREAD
 
     async def _refresh_on_demand(self, *, reserved: bool) -> None:
         """Join the running fetch, or start one if the budget allows, and wait for it briefly.
@@ -206,8 +215,8 @@ class SigningKeys:
     def _take(self, fetched: KeySet, started: float) -> None:
         old = self._set.keys if self._set else {}
         replaced = bool(old) and old.keys().isdisjoint(fetched.keys)
-        self._withdrawn = (self._withdrawn | old.keys()) - fetched.keys.keys()
         self._set, self._fetched_at = fetched, started
+        self._seen_at |= dict.fromkeys(fetched.keys, started)
         audit.record("signing_keys_refreshed", {"keys": len(fetched.keys), "all_new": replaced})
         self._backoff.succeeded()
         jitter = random.uniform(0.9, 1.1)  # noqa: S311 - so that instances do not ask together

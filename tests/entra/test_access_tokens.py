@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import warnings
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -143,6 +144,35 @@ async def test_notes_no_other_text(
         await validate(validator, issue_access_token(uti=uti))
 
     assert "uti" not in noted
+
+
+@pytest.mark.parametrize(
+    ("changes", "noted"),
+    [
+        ({}, None),
+        ({"exp": 1}, None),
+        ({"scp": "User.Read"}, None),
+        ({"oid": None}, None),
+        ({"aud": "https://management.azure.com"}, False),
+        ({"aud": ["x"]}, False),
+        ({"aud": None}, False),
+        ({"tid": OTHER_TENANT}, False),
+        ({"tid": CONSUMERS}, False),
+        ({"tid": {}}, False),
+    ],
+    ids=str,
+)
+async def test_notes_tokens_for_others(
+    validator: AccessTokenValidator,
+    issue_access_token: Callable[..., str],
+    changes: dict[str, Any],
+    noted: object,
+) -> None:
+    """The audit line tells people of the service from all others who have tokens of Entra's."""
+    with audit.decision() as fields, suppress(BrokerError):
+        await validate(validator, issue_access_token(**changes))
+
+    assert noted is fields.get("ours")
 
 
 async def test_notes_nothing_unverified(
@@ -876,6 +906,30 @@ class TestAdministrators:
             await validate(issuer.issue_access_token(GRACE.user_name))
 
         assert [] == keys.people
+
+    @pytest.mark.parametrize(
+        ("changes", "error"),
+        [
+            ({"aud": "x"}, InvalidTokenError),
+            ({"exp": 1}, InvalidTokenError),
+            ({"tid": OTHER_TENANT}, InvalidTokenError),
+            ({"roles": []}, AdminRequiredError),
+        ],
+        ids=str,
+    )
+    async def test_kept_keys_and_others(
+        self,
+        validate: Validate,
+        issuer: TokenIssuer,
+        keys: KnownKeys,
+        changes: dict[str, Any],
+        error: type[BrokerError],
+    ) -> None:
+        """Everybody else is refused as ever, and causes no failure of ours."""
+        keys.are_kept = True
+
+        with pytest.raises(error):
+            await validate(issuer.issue_access_token(GRACE.user_name, claims=changes))
 
     @pytest.mark.parametrize("user", ["ada@contoso.example", GRACE.user_name])
     async def test_role(self, validate: Validate, issuer: TokenIssuer, user: str) -> None:

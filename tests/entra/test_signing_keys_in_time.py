@@ -145,9 +145,30 @@ class TestAge:
             entra.key_ids = ["new"]
             before = await ask(keys, "old", old)
             await asyncio.sleep(1.2 * HOUR)
-            return [before, await ask(keys, "old", old)]
+            return [before, await ask(keys, "old", old), await ask(keys, "old", token(entra))]
 
-        assert [200, 401] == in_virtual_time(withdraw)
+        assert [200, 401, 401] == in_virtual_time(withdraw)
+
+    def test_hosts_disagree(self) -> None:
+        """A key that only some of Entra's hosts have yet is not taken for a withdrawn one."""
+
+        async def roll_over(keys: SigningKeys, entra: Entra) -> list[int]:
+            await keys.load()
+            keys.served(PERSON)
+            await asyncio.sleep(1000)
+            # Somebody who makes up key ids causes each fetch that may be made.
+            for seen in (["old", "new"], ["old"], ["old"]):
+                entra.key_ids = seen
+                await ask(keys, "made-up", token(entra, PERSON.object_id))
+                await asyncio.sleep(15)
+            entra.key_ids = ["old", "new"]
+            found = []
+            for _ in range(2):
+                found.append(await ask(keys, "new", token(entra, PERSON.object_id)))
+                await asyncio.sleep(REFILL)
+            return found
+
+        assert [503, 200] == in_virtual_time(roll_over)
 
 
 class TestUnknownKeys:
@@ -357,6 +378,18 @@ class TestKept:
             return await ask(keys, "unknown", token(entra, issued=-DAY))
 
         assert 503 == in_virtual_time(start, shelf)
+
+    def test_withdraws_nothing(self, shelf: Shelf) -> None:
+        """A key that only a kept set had is not taken for one that Entra has withdrawn."""
+
+        async def start(keys: SigningKeys, entra: Entra) -> list[int]:
+            entra.away_until = 3
+            found = [await ask(keys, "old", b"{}")]
+            entra.key_ids = ["another"]
+            await asyncio.sleep(1.2 * HOUR)
+            return [*found, await ask(keys, "another", b"{}"), await ask(keys, "old", b"{}")]
+
+        assert [200, 200, 503] == in_virtual_time(start, shelf)
 
     def test_a_day(self, shelf: Shelf) -> None:
         """Its age counts from when Entra published it, not from when it was found."""

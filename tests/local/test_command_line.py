@@ -100,7 +100,7 @@ class CommandLine:
 
     @property
     def entra(self) -> str:
-        return self.found("^Entra (.*)$")
+        return self.found("^Entra +(.*)$")
 
     @property
     def functions(self) -> str:
@@ -227,6 +227,33 @@ class TestTls:
         answer = json.loads(await run("bash", "-c", command))
 
         assert {"token", "expiresOn", "user"} == answer.keys()
+
+    @pytest.mark.parametrize(
+        ("name", "operation"),
+        [
+            ("Broker", "token"),
+            ("Entra", "jwks"),
+            ("ACS", "issue"),
+            ("Tables", "table_read"),
+            ("Blobs", "blob_commit"),
+            ("Managed identity", "token"),
+        ],
+    )
+    async def test_faults(self, stack: CommandLine, name: str, operation: str) -> None:
+        """Whatever can fail on request is named, with its address."""
+        url = stack.found(f"^{name} +(http.*)$")
+        ask = ["curl", "--silent", "--show-error", "--fail", "--cacert", stack.authority_file]
+
+        await run(*ask, f"{url}/_local/faults", "-d", json.dumps({"operation": operation}))
+        await run(*ask, f"{url}/_local/faults", "-X", "DELETE")
+
+    async def test_settings(self, stack: CommandLine) -> None:
+        """The file whose edits are taken up is named; the broker's tables are behind the proxy."""
+        file = Path(stack.found("^An edit of the app, or of (.*), is taken up"))
+
+        values = json.loads(file.read_text("utf-8"))["Values"]
+
+        assert values["MAPPINGS_TABLE_ENDPOINT"].startswith(stack.found("^Tables +(http.*)$"))
 
     async def test_token(self, stack: CommandLine) -> None:
         """So does the one for another person's token."""

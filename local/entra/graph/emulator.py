@@ -68,11 +68,12 @@ def _pattern(path: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/()]+)", pattern))
 
 
-class GraphEmulator:
-    """Serves Microsoft Graph to callers with a permission.
+# For faults; `graph` is everything else.
+OPERATIONS = ("deleted_users", "graph")
 
-    Its operations, for faults, are `deleted_users` and `graph`, which is everything else.
-    """
+
+class GraphEmulator:
+    """Serves Microsoft Graph to callers with a permission."""
 
     def __init__(self, entra: TokenIssuer, faults: Faults) -> None:
         self._entra = entra

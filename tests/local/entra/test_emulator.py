@@ -444,14 +444,34 @@ class TestControl:
         assert (ADA.object_id, BROKER.client_id) == (claims["oid"], claims["aud"])
 
     @pytest.mark.parametrize(
-        "body", [{"user": "eve@contoso.example"}, {"audience": "api://nothing"}, {"colour": "red"}]
+        ("body", "reason"),
+        [
+            ({"user": "eve@contoso.example"}, "there is no user eve@contoso.example"),
+            ({"audience": "api://nothing"}, "the app or the audience is unknown"),
+            ({"client": "x"}, "the members are user, app, audience, scopes, version"),
+            ([], "the members are user, app"),
+        ],
     )
     async def test_no_such_token(
-        self, http: aiohttp.ClientSession, entra: EntraEmulator, body: dict[str, str]
+        self, http: aiohttp.ClientSession, entra: EntraEmulator, body: object, reason: str
     ) -> None:
-        """A token that cannot be issued is 400."""
+        """A token that cannot be issued is 400, and the answer says why."""
         async with http.post(f"{entra.url}/_local/token", json=body) as response:
-            assert (400, True) == (response.status, "cannot be issued" in await response.text())
+            assert 400 == response.status
+            assert f"cannot be issued: {reason}" in await response.text()
+
+    async def test_misspelled_fault(
+        self, http: aiohttp.ClientSession, entra: EntraEmulator
+    ) -> None:
+        """A fault that would never come is refused, and the answer says what there is."""
+        faults = f"{entra.url}/_local/faults"
+
+        async with http.post(faults, json={"operation": "jkws", "status": 503}) as response:
+            assert 400 == response.status
+            assert "the operations are authorize, deleted_users, " in await response.text()
+        async with http.post(faults, json={"state": 503}) as response:
+            assert 400 == response.status
+            assert "the members are operation, path, times, delay" in await response.text()
 
 
 class TestSignIn:
