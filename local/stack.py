@@ -197,7 +197,7 @@ async def emulators(
                 ),
             }
         values["ENTRA_AUTHORITY_HOST"] = entra.url
-        # The example is for HTTP on the fixed ports, without the proxies, which Core Tools can use.
+        # The example itself is for Core Tools: HTTP, the fixed ports, and Azurite without proxies.
         settings = Path(folder) / "local.settings.json"
         settings.write_text(json.dumps(example, indent=2), "utf-8")
         await _create_tables_and_container(storage, certificates)

@@ -26,6 +26,8 @@ MOST_SHARE = BURST_SHARE + FIRST_SHARE  # Ever. So one process alone never meets
 # Added to the rate for each success while the rate is fully used: a third more in 100 seconds.
 GROWTH = 0.003
 CUT = 0.9  # The rate after a 429, as a part of what this process had in the last window.
+# In its first window, a process cannot know its part. It goes on with so much of the first rate.
+UNKNOWN_SHARE = 0.25
 LEAST_PER_SECOND = 1.0  # 40 processes then make 1200 calls in a window, a fifth over the quota.
 # Seconds after a 429: it grows twice as fast then, and ever faster, until the next one or a lull.
 FASTER_AFTER = 60.0
@@ -36,6 +38,7 @@ LEAST_PLACES = 2  # The last one is for a tenant that has none.
 PLACES_FOR_ONE = 4  # A person has a few devices, and each asks for one token.
 # A tenant may hold eight times as many places as are left: alone, eight ninths of all.
 SHARE_OF_LEFT = 8
+LEFT_BY_NEWCOMERS = 0.25  # Of what may be called at once.
 SAVED_SECONDS = 10.0  # Calls held back by so much of a pause may be made after it.
 PAUSE_SECONDS = (1.0, 30.0)  # The window is over after that.
 NEVER = -1.0
@@ -49,7 +52,7 @@ class Refusal(Enum):
     THROTTLED = "ACS limits us, so it was not called"
     FULL = "as many calls of ACS are waiting as can be made in time"
     TENANT = "the tenant has its share of the calls of ACS that are waiting"
-    PERSON = "the person has enough calls of ACS that are waiting"
+    PERSON = "the person has enough calls of ACS that are waiting or under way"
     NEWCOMER = "calls of ACS for people with an identity come first"
 
 
@@ -78,14 +81,17 @@ class Quota(Generic[Place]):
         self._left_at = 0.0
         self._at_once = AT_ONCE
         self._running = 0
+        self._running_of: Counter[Person] = Counter()
         # What a call takes; if it is a create, with what is written to the table before and after.
         self._seconds = 1.0  # Until one has ended, the worst of a normal day.
         self._made = 0.0  # In the last window, the older the less.
         self._made_at = 0.0
+        self._made_since = 0.0  # When that began, after a window without a call.
         self._paused_until = float("-inf")
         self._cut_at = NEVER
         self.is_throttled = False  # Since a 429, no call has succeeded.
         self._free_at = 0.0  # When everybody who was refused can have come back.
+        self._told: OrderedDict[Person, float] = OrderedDict()  # When each of them should.
         self._turns: OrderedDict[str, OrderedDict[Person, deque[Place]]] = OrderedDict()
         self._waiting = 0
         # With those who are about to ask, whose rows are being read.
@@ -107,36 +113,45 @@ class Quota(Generic[Place]):
         own = self._places_of.get(person, 0)
         if own and (own >= PLACES_FOR_ONE or self._places >= places / 2):
             return Refusal.PERSON
-        return None
+        return Refusal.PERSON if self._has_enough(person) else None
 
     def refuses_newcomers(self, now: float) -> Refusal | None:
         """Return why nobody should be served now who has to be served elsewhere first, or None.
 
-        Half of what may be called at once is for others.
+        A quarter of what may be called at once is for others.
         """
         if now < self._paused_until:
             return Refusal.THROTTLED
         self._refill(now)
-        few = self._waiting > 0 or self._left < self._capacity / 2
-        return Refusal.NEWCOMER if few else None
+        return Refusal.NEWCOMER if self._waiting or self._missing > 0 else None
 
-    def retry_after(self, now: float) -> float:
-        """Return when a caller who is refused should come back, in seconds.
+    def retry_after(self, refusal: Refusal, person: Person, now: float) -> float:
+        """Return when somebody who is refused should come back, in seconds.
 
-        Each is given the moment after that of the one before, so that they come back as fast as
-        they can be served.
+        Each person is given the moment after that of the one before, so that they come back as fast
+        as they can be served. Whoever comes sooner, or has calls waiting, puts nobody else off.
         """
-        start = max(self._free_at, self._paused_until, now)
-        self._free_at = min(start + 1 / self.per_second, now + LONGEST)
-        return self._free_at - now
+        while self._told and next(iter(self._told.values())) <= now:
+            self._told.popitem(last=False)
+        start = max(now, self._paused_until)
+        moment = self._told.get(person, start)
+        if moment <= start:
+            moment = max(start, self._free_at) + 1 / self.per_second
+            if refusal is not Refusal.PERSON:
+                self._free_at = min(moment, now + LONGEST)
+                if refusal is Refusal.NEWCOMER:
+                    moment += max(0.0, self._missing) / self.per_second
+                if moment <= now + LONGEST:  # So there are not more than can be served until then.
+                    self._told[person] = moment
+        return min(LONGEST, moment - now)
 
     def counts(self, person: Person) -> bool:
         """Return whether somebody is waiting, or about to ask."""
         return person in self._places_of
 
-    def take(self, now: float) -> bool:
-        """Begin a call, if one may be made at once and nobody is waiting."""
-        return not self._waiting and self._take(now)
+    def take(self, person: Person, now: float) -> bool:
+        """Begin a call for a person, if one may be made at once and nobody is waiting."""
+        return not (self._waiting or self._has_enough(person)) and self._take(person, now)
 
     def enter(self, person: Person) -> None:
         """Count somebody who is about to ask."""
@@ -166,17 +181,19 @@ class Quota(Generic[Place]):
             places.remove(place)
             self._tidy(person)
 
-    def next(self, now: float) -> Place | None:
+    def next(self, now: float) -> tuple[Person, Place] | None:
         """Begin a call for whose turn it is, and return the place; None if there is none now."""
-        if not self._waiting or not self._take(now):
+        if not self._waiting:
             return None
         tenant_id, people = next(iter(self._turns.items()))
         person, places = next(iter(people.items()))
+        if not self._take(person, now):
+            return None
         place = places.popleft()
         people.move_to_end(person)
         self._turns.move_to_end(tenant_id)
         self._tidy(person)
-        return place
+        return person, place
 
     def next_in(self, now: float) -> float | None:
         """Return in how many seconds to ask for the next; None if a call has to end first."""
@@ -186,9 +203,12 @@ class Quota(Generic[Place]):
         pause = max(0.0, self._paused_until - now)
         return pause + max(0.0, 1 - self._left) / self.per_second
 
-    def ended(self, began: float, now: float, *, succeeded: bool) -> None:
+    def ended(self, person: Person, began: float, now: float, *, succeeded: bool) -> None:
         """Count the end of a call."""
         self._running -= 1
+        self._running_of[person] -= 1
+        if not self._running_of[person]:
+            del self._running_of[person]
         self._seconds += (now - began - self._seconds) / 10
         if not succeeded or began <= self._cut_at:
             return
@@ -212,9 +232,11 @@ class Quota(Generic[Place]):
         self._decay(now)
         if not self.is_throttled:  # Else it was the first call after a pause, and says nothing.
             measured = min(self.per_second, self._made / WINDOW_SECONDS)
-            self.per_second = max(LEAST_PER_SECOND, CUT * measured)
-        least, most = PAUSE_SECONDS
-        pause = min(most, max(least, wait))
+            is_known = now - self._made_since >= WINDOW_SECONDS
+            least = LEAST_PER_SECOND if is_known else self._first * UNKNOWN_SHARE
+            self.per_second = max(least, CUT * measured)
+        shortest, longest = PAUSE_SECONDS
+        pause = min(longest, max(shortest, wait))
         self._paused_until = now + pause
         self._cut_at, self.is_throttled = now, True
         self._at_once = 1  # The first call after the pause shows whether ACS takes more.
@@ -226,6 +248,11 @@ class Quota(Generic[Place]):
     def _capacity(self) -> float:
         """How many calls may be made at once after a pause."""
         return max(1.0, min(self._burst, self._burst * self.per_second / self._first))
+
+    @property
+    def _missing(self) -> float:
+        """How many calls have to be saved up before newcomers may make one."""
+        return self._capacity * LEFT_BY_NEWCOMERS - self._left
 
     def _refill(self, now: float) -> None:
         if now <= self._left_at:
@@ -240,7 +267,12 @@ class Quota(Generic[Place]):
         most = self._most - self._left / WINDOW_SECONDS
         self.per_second = min(self.per_second, max(self._first, most))
 
-    def _take(self, now: float) -> bool:
+    def _has_enough(self, person: Person) -> bool:
+        """Return whether a person has a few calls under way, while half of all that may be are."""
+        few = self._running < self._at_once / 2
+        return not few and self._running_of[person] >= PLACES_FOR_ONE
+
+    def _take(self, person: Person, now: float) -> bool:
         if now < self._paused_until or self._running >= self._at_once:
             return False
         self._refill(now)
@@ -248,7 +280,10 @@ class Quota(Generic[Place]):
             return False
         self._left -= 1
         self._running += 1
+        self._running_of[person] += 1
         self._decay(now)
+        if self._made < 1:
+            self._made_since = now
         self._made += 1
         return True
 

@@ -172,6 +172,21 @@ class TestOwnTenantAlone:
         with pytest.raises(InvalidRequestError):
             await directory.find(CONTOSOS, asking(limit=1, start=page.following))
 
+    @pytest.mark.parametrize(
+        ("status", "error"), [(400, InvalidRequestError), (403, StorageUnavailableError)]
+    )
+    async def test_position_refused(
+        self, directory: Directory, store: Store, clock: Clock, status: int, error: type[Exception]
+    ) -> None:
+        """A position that Table Storage does not take is the caller's fault, all else is not."""
+        ours = people_of(CONTOSO.tenant_id, 3)
+        await store.put_all([mapping_of(each, clock.now) for each in ours])
+        page = await directory.find(CONTOSOS, asking(limit=1))
+        store.faults.fail_next("table_query", status=status)
+
+        with pytest.raises(error):
+            await directory.find(CONTOSOS, asking(limit=1, start=page.following))
+
     async def test_look_up(
         self, directory: Directory, identities: Identities, person: Person
     ) -> None:
@@ -420,7 +435,7 @@ class TestEnd:
         """The person's tokens are dead; an administrator may do it again at any time."""
         mapping = await identities.get_or_create(person, admit=anybody)
         issued = await acs_identity.issue(
-            mapping.acs_id, scopes=["chat"], lifetime=HOUR, now=clock.now
+            mapping.acs_id, scopes=["chat"], lifetime=HOUR, now=clock.now, person=person
         )
 
         assert await directory.revoke(CONTOSOS, person)

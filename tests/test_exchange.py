@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,16 @@ from local.serving.application import serve
 from shared.acs.exchange import AcsExchange
 from shared.entra.access_tokens import Caller
 from shared.entra.on_behalf_of import OnBehalfOf
-from shared.errors import InvalidRequestError, NotEnabledError, UpstreamBadResponseError
+from shared.errors import (
+    InvalidRequestError,
+    NotEnabledError,
+    UnusableTokenError,
+    UpstreamBadResponseError,
+)
 from shared.exchange import Exchange
 from shared.identifiers import Person
 from shared.settings import Settings
+from tests.emulated import mapping_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -174,3 +181,24 @@ async def test_held_token(
 
     assert 0 == entra.faults.count("token")
     assert {"communicationUserId", "id"} == good.user.keys()
+
+
+async def test_held_since_before_the_revocation(
+    exchange_of: Callable[..., Exchange],
+    entra: EntraEmulator,
+    acs: AcsEmulator,
+    store: Store,
+    clock: Clock,
+) -> None:
+    """Who has signed out everywhere needs a new token for ACS, and not only one for the broker."""
+    token = entra.issue_access_token(ADA.user_name)
+    held = entra.issue_access_token(ADA.user_name, resource=ACS_CLIENTS, scopes=("VoIP",))
+    later = clock.now + timedelta(seconds=60)
+    mapping = mapping_of(CALLER.person, clock.now, revoked_before=later)
+    await store.put_all([mapping])
+    caller = replace(CALLER, issued_at=math.ceil(later.timestamp()))
+
+    with pytest.raises(UnusableTokenError, match="accessToken: issued before the revocation"):
+        await exchange_of().for_entra_user(caller, token, held)
+
+    assert 0 == acs.faults.count("exchange_entra")

@@ -36,17 +36,18 @@ def people(tenant: str, number: int) -> list[Person]:
 
 @dataclass
 class Process:
-    """A process in virtual time, whose calls take a tenth of a second and succeed."""
+    """A process in virtual time, whose calls succeed."""
 
     quota: Quota[Person] = field(default_factory=Quota[Person])
     now: float = 0.0
     made: list[tuple[float, Person]] = field(default_factory=list)
     refused: list[tuple[Person, Refusal]] = field(default_factory=list)
-    running: list[float] = field(default_factory=list)
+    running: list[tuple[float, Person]] = field(default_factory=list)
+    takes: float = TAKES
 
     def ask(self, person: Person) -> None:
         """Ask for a call: it is made, waits, or is refused."""
-        if self.quota.take(self.now):
+        if self.quota.take(person, self.now):
             self._begin(person)
         elif refusal := self.quota.refusal(person, self.now):
             self.refused.append((person, refusal))
@@ -55,16 +56,16 @@ class Process:
 
     def _begin(self, person: Person) -> None:
         self.made.append((self.now, person))
-        self.running.append(self.now)
+        self.running.append((self.now, person))
 
     def pass_time(self, seconds: float) -> None:
         """End the calls that are over, and begin those whose turn it is."""
         self.now += seconds
-        for began in [each for each in self.running if each <= self.now - TAKES]:
-            self.running.remove(began)
-            self.quota.ended(began, self.now, succeeded=True)
-        while (person := self.quota.next(self.now)) is not None:
-            self._begin(person)
+        for began, person in [each for each in self.running if each[0] <= self.now - self.takes]:
+            self.running.remove((began, person))
+            self.quota.ended(person, began, self.now, succeeded=True)
+        while (begun := self.quota.next(self.now)) is not None:
+            self._begin(begun[0])
 
     def share_of(self, tenant: str, since: float = 0) -> int:
         """Return how many calls were made for a tenant."""
@@ -108,7 +109,7 @@ class TestPace:
 
     @pytest.mark.parametrize("lull", [5, 12])
     def test_lull(self, process: Process, lull: int) -> None:
-        """What is saved in a lull does not come on top of the rate that the crowd reached."""
+        """What is saved while a crowd is away does not come on top of the rate it has reached."""
         crowd(process, people("contoso", 50), seconds=120)
         for _ in range(lull):
             process.ask(ADA)
@@ -197,21 +198,63 @@ class TestShares:
         """One person has a few places, however many are free."""
         crowd(process, people("contoso", 100), seconds=10)
         process.pass_time(10)
-        while process.quota.take(process.now):
-            pass
+        for other in people("fabrikam", AT_ONCE):
+            process.quota.take(other, process.now)
         for _ in range(20):
             process.ask(ADA)
 
         reasons = [reason for who, reason in process.refused if who == ADA]
         assert [Refusal.PERSON] * (20 - PLACES_FOR_ONE) == reasons
 
+    @pytest.mark.parametrize("tenant", ["contoso", "fabrikam"])
+    def test_slow_calls_of_a_few(self, process: Process, tenant: str) -> None:
+        """However slow ACS is, a few people with many requests leave room for the others."""
+        process.takes = 3.5
+        greedy = people("contoso", 3)
+        for person in greedy * 60:
+            process.ask(person)
+        others = [Person(tenant, f"other {number}") for number in range(100)]
+        for other in others:
+            process.ask(other)
+            process.pass_time(0.1)
+
+        assert {Refusal.PERSON} == {reason for _, reason in process.refused}
+        assert set(greedy) == {who for who, _ in process.refused}
+        process.pass_time(WAIT_SECONDS)
+        assert {*greedy, *others} == {who for _, who in process.made}
+
     def test_newcomers(self, process: Process) -> None:
-        """Whoever has no identity yet is let in while nobody waits, and half of it is left."""
+        """Whoever has no identity yet is let in while nobody waits, and a quarter is left."""
         assert process.quota.refuses_newcomers(process.now) is None
         crowd(process, people("contoso", 50), seconds=5)
 
         assert Refusal.NEWCOMER is process.quota.refuses_newcomers(process.now)
         process.pass_time(60)
+        assert process.quota.refuses_newcomers(process.now) is None
+
+    def test_newcomers_after_a_pause(self, process: Process) -> None:
+        """If nobody else comes, they are let in when they were told, and not before."""
+        process.quota.throttled(-0.05, 0, 3)
+        process.pass_time(3.1)
+        process.ask(ADA)
+        process.pass_time(0.1)
+        assert Refusal.NEWCOMER is process.quota.refuses_newcomers(process.now)
+        wait = process.quota.retry_after(Refusal.NEWCOMER, Person("contoso", "new"), process.now)
+
+        assert 1 < wait < 5
+        process.pass_time(wait / 2)
+        assert Refusal.NEWCOMER is process.quota.refuses_newcomers(process.now)
+        process.pass_time(wait / 2)
+        assert process.quota.refuses_newcomers(process.now) is None
+
+    def test_newcomers_beside_another(self, process: Process) -> None:
+        """One person who uses less than there is does not keep them out."""
+        process.quota.throttled(-0.05, 0, 3)
+        process.pass_time(3.1)
+        for _ in range(20):
+            process.ask(ADA)
+            process.pass_time(0.5)
+
         assert process.quota.refuses_newcomers(process.now) is None
 
     def test_empty_afterwards(self, process: Process) -> None:
@@ -229,11 +272,11 @@ class TestInTime:
     def test_slow(self, process: Process) -> None:
         """As many as ACS answers before they would have to give up, by what it took lately."""
         for number in range(300):  # A call of four seconds after the other.
-            assert process.quota.take(number * 4.0)
-            process.quota.ended(number * 4.0, number * 4.0 + 4, succeeded=True)
+            assert process.quota.take(ADA, number * 4.0)
+            process.quota.ended(ADA, number * 4.0, number * 4.0 + 4, succeeded=True)
         now = 1200.0
-        for _ in range(AT_ONCE):
-            assert process.quota.take(now)
+        for person in people("fabrikam", AT_ONCE):
+            assert process.quota.take(person, now)
 
         waiting = 0
         for person in people("contoso", 600):
@@ -288,13 +331,36 @@ class TestThrottled:
 
     def test_forgets(self, process: Process) -> None:
         """When ACS takes more again, a process that had to wait for others is back in minutes."""
-        process.quota.throttled(-0.05, 0, 5)
+        process.ask(ADA)
+        process.pass_time(WINDOW_SECONDS)
+        process.ask(ADA)
+        process.pass_time(WINDOW_SECONDS)
+        process.quota.throttled(process.now - 0.05, process.now, 5)
         assert LEAST_PER_SECOND == process.quota.per_second
         process.pass_time(5)
 
         crowd(process, people("contoso", 50), seconds=300)
 
         assert process.quota.per_second > 20
+
+    @pytest.mark.parametrize("idle", [0, 3600])
+    def test_in_the_first_window(self, process: Process, idle: float) -> None:
+        """A process that has called little yet is not slowed down to as little for minutes."""
+        for _ in range(10):
+            process.ask(ADA)
+            process.pass_time(1)
+        process.pass_time(idle)
+        process.ask(ADA)
+        process.quota.throttled(process.now - 0.05, process.now, 1)
+        process.pass_time(1)
+        begun = process.now
+        for person in people("contoso", 1000):
+            process.ask(person)
+            process.pass_time(1 / 8)
+
+        assert process.share_of("contoso", begun) > 800
+        late = [when for when, _ in process.made if when > begun + 90]
+        assert len(late) >= 35 * 8 - 1
 
     def test_counts_once(self, process: Process) -> None:
         """All calls under way get a 429, and that is one reason to slow down."""
@@ -336,8 +402,8 @@ class TestThrottled:
         """Whatever Retry-After says, it stops for a second at least and for a window at most."""
         process.quota.throttled(process.now - 0.05, process.now, wait)
 
-        assert not process.quota.take(paused - 0.01)
-        assert process.quota.take(paused + 0.01)
+        assert not process.quota.take(ADA, paused - 0.01)
+        assert process.quota.take(ADA, paused + 0.01)
         assert process.quota.per_second >= LEAST_PER_SECOND
 
 
@@ -346,23 +412,45 @@ class TestRetryAfter:
 
     def test_one_after_the_other(self, process: Process) -> None:
         """A hundred people come back as fast as they can be served, not all at once."""
-        waits = [process.quota.retry_after(0) for _ in range(100)]
+        waits = [
+            process.quota.retry_after(Refusal.FULL, person, 0) for person in people("contoso", 100)
+        ]
 
         assert waits == sorted(waits)
         assert 100 / process.quota.per_second == pytest.approx(waits[-1])
 
     def test_bounded(self, process: Process) -> None:
         """Nobody is told more than a minute, and the queue is forgotten with time."""
-        waits = [process.quota.retry_after(0) for _ in range(5000)]
+        waits = [
+            process.quota.retry_after(Refusal.FULL, person, 0) for person in people("contoso", 5000)
+        ]
 
         assert LONGEST == max(waits)
-        assert process.quota.retry_after(120) < 1
+        assert process.quota.retry_after(Refusal.FULL, ADA, 120) < 1
 
     def test_after_the_pause(self, process: Process) -> None:
         """While ACS limits us, nobody is told to come back before that is over."""
+        before = process.quota.retry_after(Refusal.FULL, ADA, 0)
         process.quota.throttled(-0.05, 0, 20)
 
-        assert process.quota.retry_after(5) > 15
+        assert before < 1
+        assert process.quota.retry_after(Refusal.THROTTLED, ADA, 5) > 15
+
+    @pytest.mark.parametrize("refusal", [Refusal.THROTTLED, Refusal.PERSON])
+    def test_one_person(self, process: Process, refusal: Refusal) -> None:
+        """Whoever asks again and again is told the same moment, and puts nobody else off."""
+        process.quota.throttled(-0.05, 0, 5)
+        waits = [process.quota.retry_after(refusal, ADA, each / 100) for each in range(100)]
+
+        assert 5 < waits[0] < 7
+        assert waits[0] - 0.99 == pytest.approx(waits[-1])
+        assert process.quota.retry_after(Refusal.THROTTLED, Person("contoso", "bob"), 1) < 7
+
+    def test_comes_back(self, process: Process) -> None:
+        """Whoever comes when told, and is refused again, gets another moment."""
+        wait = process.quota.retry_after(Refusal.FULL, ADA, 0)
+
+        assert wait == pytest.approx(process.quota.retry_after(Refusal.FULL, ADA, wait))
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3), st.floats(0, 3)), max_size=200))

@@ -178,10 +178,9 @@ class TestPeople:
         late = Late(
             acs=acs_identity, mappings=store.mappings, ledger=store.ledger, identities=identities
         )
-        sweeper = Sweeper(
+        await Sweeper(
             endings=late, mappings=store.mappings, ledger=store.ledger, seconds_per_delete=0
-        )
-        await sweeper.run()
+        ).run()
 
         assert [person] == await store.unfinished()
         clock.now += ANNOUNCED_FOR + timedelta(seconds=2)

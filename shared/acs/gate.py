@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from shared import audit
 from shared.errors import BusyError, IdentityGoneError, UpstreamThrottledError
@@ -32,12 +32,12 @@ class Gate:
         self._quota = Quota[asyncio.Future[None]](published=published)
         self._timer: asyncio.TimerHandle | None = None
 
-    def check_newcomer(self) -> None:
+    def check_newcomer(self, person: Person) -> None:
         """Raise BusyError or UpstreamThrottledError if nobody new should be let in now."""
         now = _now()
         refusal = self._quota.refuses_newcomers(now)
         if refusal is not None:
-            raise self._error(refusal, now)
+            raise self._error(refusal, person, now)
 
     @contextmanager
     def expect(self, person: Person) -> Iterator[None]:
@@ -60,7 +60,7 @@ class Gate:
 
     def turn(self, person: Person) -> Turn:
         """Return a person's turn, at once or later; raises as `expect`. It has to be used."""
-        if self._quota.take(_now()):
+        if self._quota.take(person, _now()):
             return Turn(self, person, None)
         self._check(person)
         ready = asyncio.get_running_loop().create_future()
@@ -68,19 +68,17 @@ class Gate:
         self._go_on()
         return Turn(self, person, ready)
 
-    async def wait(self, turn: Turn) -> None:
+    async def wait(self, person: Person, ready: asyncio.Future[None]) -> None:
         """Wait until it is somebody's turn.
 
         Raises:
             BusyError: it takes too long.
         """
-        ready = turn.ready
-        assert ready is not None  # noqa: S101 - only then is there anything to wait for
 
         def expire() -> None:
             if not ready.done():
-                self._quota.give_up(turn.person, ready)
-                ready.set_exception(self._error(Refusal.FULL, _now()))
+                self._quota.give_up(person, ready)
+                ready.set_exception(self._error(Refusal.FULL, person, _now()))
 
         timer = asyncio.get_running_loop().call_later(WAIT_SECONDS, expire)
         try:
@@ -88,23 +86,25 @@ class Gate:
                 await ready
         except asyncio.CancelledError:
             if ready.cancelled():
-                self._quota.give_up(turn.person, ready)
-            else:
-                self.end(_now(), asyncio.CancelledError())  # It came at this very moment.
+                self._quota.give_up(person, ready)
+            elif ready.exception() is None:  # The turn came at this very moment.
+                self.end(person, _now(), None, called=False)
             raise
         finally:
             timer.cancel()
 
-    def end(self, began: float, error: BaseException | None) -> None:
-        """Count a call that has ended, and let the next begin."""
+    def end(
+        self, person: Person, began: float, error: BaseException | None, *, called: bool = True
+    ) -> None:
+        """Count a call that has ended, or was not made after all, and let the next begin."""
         now = _now()
         if isinstance(error, UpstreamThrottledError):
             wait = error.retry_after or 0
             if self._quota.throttled(began, now, wait):
                 self._report()
         was_throttled = self._quota.is_throttled
-        succeeded = error is None or isinstance(error, IdentityGoneError)
-        self._quota.ended(began, now, succeeded=succeeded)
+        succeeded = called and (error is None or isinstance(error, IdentityGoneError))
+        self._quota.ended(person, began, now, succeeded=succeeded)
         if was_throttled and not self._quota.is_throttled:
             self._report()
         self._go_on()
@@ -113,13 +113,14 @@ class Gate:
         now = _now()
         refusal = self._quota.refusal(person, now)
         if refusal is not None:
-            raise self._error(refusal, now)
+            raise self._error(refusal, person, now)
 
     def _go_on(self) -> None:
         """Begin what may begin now, and come back when more may."""
-        while (ready := self._quota.next(_now())) is not None:
+        while (begun := self._quota.next(_now())) is not None:
+            person, ready = begun
             if ready.cancelled():
-                self._quota.ended(_now(), _now(), succeeded=False)
+                self._quota.ended(person, _now(), _now(), succeeded=False)
             else:
                 ready.set_result(None)
         if self._timer is not None:
@@ -129,10 +130,10 @@ class Gate:
         if wait is not None:
             self._timer = asyncio.get_running_loop().call_later(max(0.001, wait), self._go_on)
 
-    def _error(self, refusal: Refusal, now: float) -> BrokerError:
+    def _error(self, refusal: Refusal, person: Person, now: float) -> BrokerError:
         kind = UpstreamThrottledError if refusal is Refusal.THROTTLED else BusyError
         reason = f"{self._operation}: {refusal.value}"
-        return kind(reason, retry_after=self._quota.retry_after(now))
+        return kind(reason, retry_after=self._quota.retry_after(refusal, person, now))
 
     def _report(self) -> None:
         """Write a line when ACS begins to limit us, and when it has stopped."""
@@ -148,20 +149,26 @@ class Turn:
     """One call, as a context: it begins when it may, and its end lets others begin."""
 
     def __init__(self, gate: Gate, person: Person, ready: asyncio.Future[None] | None) -> None:
-        self.person = person
-        self.ready = ready
         self._gate = gate
+        self._person = person
+        self._ready = ready
         self._began = 0.0
+        self._called = True
 
-    async def __aenter__(self) -> None:
+    async def __aenter__(self) -> Self:
         """Wait until the call may be made.
 
         Raises:
             BusyError: it takes too long.
         """
-        if self.ready is not None and not self.ready.done():
-            await self._gate.wait(self)
+        if self._ready is not None and not self._ready.done():
+            await self._gate.wait(self._person, self._ready)
         self._began = _now()
+        return self
+
+    def skip(self) -> None:
+        """Make no call after all; the end of the turn then says nothing about ACS."""
+        self._called = False
 
     async def __aexit__(
         self,
@@ -170,7 +177,7 @@ class Turn:
         traceback: TracebackType | None,
     ) -> None:
         """Count the end of the call."""
-        self._gate.end(self._began, error)
+        self._gate.end(self._person, self._began, error, called=self._called)
 
 
 def _now() -> float:

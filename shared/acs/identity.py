@@ -38,7 +38,7 @@ from shared.errors import (
     UpstreamTimeoutError,
     UpstreamUnavailableError,
 )
-from shared.identifiers import ACS_ID, Person
+from shared.identifiers import ACS_ID
 from shared.retry_after import seconds_of
 from shared.retry_budget import RetryBudget
 from shared.single_flight import SingleFlight
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
     from shared.acs.gate import Turn
     from shared.acs.tokens import AcsToken
+    from shared.identifiers import Person
 
 OPERATION_SECONDS = 4  # For the whole call; the SDK's read timeout starts again with every byte.
 BOUNDS: dict[str, Any] = {"connection_timeout": 1, "read_timeout": 3, "permit_redirects": False}
@@ -62,7 +63,6 @@ ERRORS: dict[str, Any] = {"error_map": {HTTPStatus.UNAUTHORIZED: HttpResponseErr
 ONCE: dict[str, Any] = {"retry_total": 0, **BOUNDS, **ERRORS}
 EXPIRY_TOLERANCE = timedelta(minutes=5)
 MAX_LOGGED = 200  # characters
-NOBODY = Person("", "")
 
 
 class AcsIdentity:
@@ -83,7 +83,7 @@ class AcsIdentity:
         self._retries = RetryBudget()
 
     @asynccontextmanager
-    async def turn_to_create(self, person: Person) -> AsyncIterator[None]:
+    async def turn_to_create(self, person: Person) -> AsyncIterator[Turn]:
         """Wait until an identity may be created for a person, and let others wait for its end.
 
         It is for the caller to enter before storing that a create begins: then nothing is stored
@@ -94,10 +94,10 @@ class AcsIdentity:
             BusyError, UpstreamThrottledError: ACS's quota is needed for others. Whoever gets an
                 identity needs a token next, so that is looked at as well.
         """
+        self._to_issue.check_newcomer(person)
         self._creating.admit()
-        self._to_issue.check_newcomer()
-        async with self._to_create.turn(person):
-            yield
+        async with self._to_create.turn(person) as turn:
+            yield turn
 
     async def create(self) -> str:
         """Create an identity and return its id. Never repeated: a failure may have created one."""
@@ -168,7 +168,7 @@ class AcsIdentity:
         scopes: Iterable[str],
         lifetime: timedelta,
         now: datetime,
-        person: Person = NOBODY,
+        person: Person,
     ) -> Coroutine[Any, Any, AcsToken]:
         """Issue an access token for an identity.
 

@@ -125,7 +125,9 @@ class Graph:
             # Throttled first, so that what people wait for is throttled later.
             "x-ms-throttle-priority": "Low",
         }
-        for attempt in range(1, ATTEMPTS + 1):
+        attempt = 0
+        while True:
+            attempt += 1
             async with self._session.get(
                 URL(link, encoded=True),
                 headers=headers,
@@ -138,7 +140,6 @@ class Graph:
                     raise GraphError(f"status {response.status}")
                 wait = retry_after(response.headers.get("Retry-After"), attempt)
             await self._sleep(wait)
-        raise AssertionError("the last attempt returns or raises")
 
 
 def users_of(page: dict[str, Any]) -> list[tuple[str, datetime]]:

@@ -225,11 +225,15 @@ class Identities:
                 await self.check_owner(mapping)
                 return await self._mappings.change(mapping, last_used_on=mapping.now)
         # Asked before anything is stored that would have to be taken back.
-        async with self._acs.turn_to_create(mapping.person):
-            return await self._begin(mapping, step)
+        async with self._acs.turn_to_create(mapping.person) as turn:
+            intent = await self._announce(mapping, step)
+            if intent is not None:
+                return await self._create(intent)
+            turn.skip()
+            return None
 
-    async def _begin(self, mapping: IdentityMapping, step: Step) -> IdentityMapping | None:
-        """Announce a create in the row, and create; None if the table has to be read again."""
+    async def _announce(self, mapping: IdentityMapping, step: Step) -> IdentityMapping | None:
+        """Announce a create in the row; None if another request has changed the row."""
         now = mapping.now
         match step:
             case Step.REPLACE if mapping.reason == FOREIGN:
@@ -238,7 +242,7 @@ class Identities:
                 await self._ledger.add_orphan(
                     mapping.acs_id, person=mapping.person, reason=mapping.reason, now=now
                 )
-        intent = await self._mappings.change(
+        return await self._mappings.change(
             mapping,
             state=State.CREATING,
             acs_id="",
@@ -251,7 +255,6 @@ class Identities:
             created_on=mapping.created_on if step is Step.TAKE_OVER else now,
             last_used_on=now,
         )
-        return None if intent is None else await self._create(intent)
 
     async def _create(self, intent: IdentityMapping) -> IdentityMapping | None:
         """Create the identity that our intent announced; None if the row was taken over."""

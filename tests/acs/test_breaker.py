@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from local.acs.emulator import AcsEmulator
     from shared.acs.identity import AcsIdentity
 
+SOMEBODY = Person("tenant", "somebody")
 DOWN = UpstreamUnavailableError("ACS answered 503")
 
 
@@ -160,14 +161,18 @@ async def fail(acs: AcsEmulator, acs_identity: AcsIdentity, operation: str, **fa
 
 async def create(acs_identity: AcsIdentity) -> str:
     """Create an identity as the identity protocol does."""
-    async with acs_identity.turn_to_create(Person("tenant", "somebody")):
+    async with acs_identity.turn_to_create(SOMEBODY):
         return await acs_identity.create()
 
 
 async def issue(acs_identity: AcsIdentity, acs_id: str) -> None:
     """Issue a token."""
     await acs_identity.issue(
-        acs_id, scopes=["chat"], lifetime=timedelta(hours=1), now=datetime.now(UTC)
+        acs_id,
+        scopes=["chat"],
+        lifetime=timedelta(hours=1),
+        now=datetime.now(UTC),
+        person=SOMEBODY,
     )
 
 

@@ -194,6 +194,22 @@ class TestAll:
         assert denied is type(ours)
         assert "Lovelace" not in str(caught.value)
 
+    async def test_bad_request(
+        self,
+        issuer: TokenIssuer,
+        acs: AcsEmulator,
+        exchange: AcsExchange,
+        operation: str,
+        call: Call,
+    ) -> None:
+        """A 400 is an answer to the Entra token, too: there is nothing else in the request."""
+        acs.faults.fail_next(operation, status=400)
+
+        with pytest.raises(UserTokenRefusedError) as caught:
+            await call(exchange, token_of(issuer, operation))
+
+        assert UpstreamBadResponseError is type(caught.value.ours)
+
 
 @each_call
 class TestBreakers:

@@ -154,7 +154,7 @@ class TestGate:
         refused = [each for each in seen[5:] if isinstance(each, UpstreamThrottledError)]
         waits = [each.retry_after or 0 for each in refused]
         assert 12 <= waits[0] < 16
-        assert 20 < max(waits) <= 60
+        assert waits == sorted(waits, reverse=True)
         assert 20 < len(refused) < 26
         lines = [json.loads(message) for message in caplog.messages]
         assert ["acs_throttled", "acs_unthrottled"] == [line["event"] for line in lines]
@@ -235,7 +235,7 @@ class TestAcsIdentity:
             acs_identity = AcsIdentity(client=client)
             for _ in range(AT_ONCE):
                 calls.create_task(acs_identity.create())
-            while everybody.n_waiting < AT_ONCE:  # noqa: ASYNC110 - a barrier has no event
+            while everybody.n_waiting < AT_ONCE:  # noqa: ASYNC110 - a barrier has no event for that
                 await asyncio.sleep(0.01)
             for person in people(AT_ONCE):
                 calls.create_task(issue(acs_identity, ACS_ID, person))

@@ -32,6 +32,7 @@ from shared.errors import (
     UpstreamTimeoutError,
     UpstreamUnavailableError,
 )
+from shared.identifiers import Person
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -94,6 +95,7 @@ def issue(acs_identity: AcsIdentity, acs_id: str, **changes: Any) -> Any:
         "scopes": ["chat"],
         "lifetime": HOUR,
         "now": datetime.now(UTC),
+        "person": Person("tenant", "somebody"),
     } | changes
     return acs_identity.issue(acs_id, **asked)
 

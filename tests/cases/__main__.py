@@ -14,7 +14,7 @@ from collections import defaultdict
 
 import pytest
 
-from tests.cases.catalogue import DIFFERS, FOLDER, IDS, NOT_HERE, cases, id_of_test
+from tests.cases.catalogue import DIFFERS, FOLDER, IDS, LETTERS, NOT_HERE, cases, id_of_test
 
 PROCESSES = 2
 
@@ -38,9 +38,9 @@ class Outcomes:
 
 def main() -> int:
     """Run the cases, print one line for each, and return the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="python -m tests.cases", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = "\n".join(f"{letter}  {what}" for letter, what in LETTERS.items())
     parser.add_argument("names", nargs="*", metavar="LETTER or ID", help="default: all")
     names = parser.parse_args().names
     chosen = [
@@ -51,6 +51,10 @@ def main() -> int:
     ]
     if not chosen:
         parser.error(f"there is no such case; the letters are {', '.join(IDS)}")
+    print(
+        f"{len(chosen)} cases, most of them several tests. First the tests run, which takes about"
+        f" two minutes for all {sum(map(len, IDS.values()))} cases; then there is a line for each."
+    )
     began = time.monotonic()
     outcomes = _run(chosen)
     known = cases()
@@ -81,7 +85,7 @@ def _summary(chosen: list[str], outcomes: Outcomes, seconds: float) -> int:
     verdicts = [_outcome(case_id, outcomes).partition(":")[0] for case_id in chosen]
     failed, absent = verdicts.count("FAIL"), verdicts.count("not here")
     passed = len(chosen) - failed - absent
-    print(f"{passed} passed, {failed} failed, {absent} not here, in {seconds:.0f} s.")
+    print(f"Cases: {passed} passed, {failed} failed, {absent} not here, in {seconds:.0f} s.")
     return int(failed > 0)
 
 

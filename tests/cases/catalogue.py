@@ -1,9 +1,6 @@
 """The known attacks and failures, by id: which there are, and which do not fit this service.
 
-The letter says what is attacked or fails: A the request, B the form of a token, C its signature and
-the keys, D its dates, E its claims, F Entra's keys and their fetching, G the input, H answers and
-logs, I ACS, J the table, K two things at once, L settings and load. M is what Entra really issues,
-and has to be accepted.
+The letter says what is attacked or fails; cases of M have to be accepted.
 """
 
 from __future__ import annotations
@@ -20,6 +17,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 FOLDER = Path(__file__).parent
+LETTERS = {
+    "A": "the request",
+    "B": "the form of a token",
+    "C": "its signature and the keys",
+    "D": "its dates",
+    "E": "its claims",
+    "F": "Entra's keys and their fetching",
+    "G": "the input",
+    "H": "answers and logs",
+    "I": "ACS",
+    "J": "the table",
+    "K": "two things at once",
+    "L": "settings and load",
+    "M": "what Entra really issues",
+}
 CASE_ID = re.compile(r"[A-M][0-9]{2}")
 # A number that is missing has been given up: ids are never used again.
 IDS = {

@@ -135,11 +135,11 @@ class TestFetching:
         self, entra: EntraEmulator, keys: SigningKeys, known: str
     ) -> None:
         """A caller gets 503 while a slow fetch goes on; its result serves the next caller."""
-        entra.faults.fail_next(KEYS, delay=2.9)
-        async with asyncio.timeout(2.85):
+        entra.faults.fail_next(KEYS, delay=2.7)
+        async with asyncio.timeout(2.65):
             with pytest.raises(KeysUnavailableError):
                 await keys.get(known, ANY)
-        await asyncio.sleep(1.1)
+        await asyncio.sleep(0.9)
 
         await keys.get(known, ANY)
 

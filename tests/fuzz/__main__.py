@@ -58,7 +58,10 @@ def find(name: str, *, first: int, within: int = FOUND_WITHIN) -> Failure | None
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what the command line asks for; 1 if something is wrong."""
-    asked = _parser().parse_args(arguments)
+    parser = _parser()
+    asked = parser.parse_args(arguments)
+    if min(asked.inputs, asked.jobs) < 1:
+        parser.error("--inputs and --jobs are at least 1")
     if asked.planted:
         return _find_all(asked)
     return _fuzz_all(asked)

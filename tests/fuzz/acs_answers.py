@@ -17,6 +17,7 @@ from azure.core.credentials import AzureKeyCredential
 
 from shared.acs import exchange, identity, tokens
 from shared.errors import BrokerError, UpstreamBadResponseError
+from shared.identifiers import Person
 from tests.fuzz import odd
 from tests.fuzz.configured import NOW
 from tests.fuzz.reading import UnreadableError, base64url, json_object
@@ -38,6 +39,7 @@ DATE = re.compile(
 )
 SCOPES = ["chat", "voip"]
 LIFETIME = timedelta(hours=1)
+SOMEBODY = Person("tenant", "somebody")
 MOMENT = datetime.fromtimestamp(NOW, UTC)
 KEY = AzureKeyCredential("d29ydGhsZXNzIGtleSBvZiB0aGlzIGZ1enplcg==")
 ENDPOINT = "https://contoso.communication.azure.com"
@@ -168,7 +170,9 @@ async def _called(call: str, status: int, body: bytes) -> str | None:
         if call == "create":
             read = await service.create()
         elif call == "issue":
-            read = await service.issue(IDENTITY, scopes=SCOPES, lifetime=LIFETIME, now=MOMENT)
+            read = await service.issue(
+                IDENTITY, scopes=SCOPES, lifetime=LIFETIME, now=MOMENT, person=SOMEBODY
+            )
         else:
             by = exchange.AcsExchange(client=client, session=session, endpoint=ENDPOINT)
             read = await by.entra_user("aaa.bbb.ccc")

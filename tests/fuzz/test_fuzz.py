@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from random import Random
 
+# Tracing would double the time; other tests cover all of this code.
+pytestmark = pytest.mark.no_cover
+
 INPUTS = 3000
 
 

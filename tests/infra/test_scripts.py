@@ -135,7 +135,12 @@ def outputs_of(environment: str, **more: str) -> dict[str, str]:
 @pytest.fixture
 def cloud(tmp_path: Path) -> Cloud:
     """Yield an empty subscription, and a new repository."""
-    folder = tmp_path / "bin"
+    return cloud_in(tmp_path)
+
+
+def cloud_in(root: Path) -> Cloud:
+    """Return an empty subscription, and a new repository, in a folder."""
+    folder = root / "bin"
     folder.mkdir()
     python = f'#!/bin/sh\nexec "{sys.executable}" -I -S '
     commands = {"az": f'"{FAKES}/az.py" ', "gh": f'"{FAKES}/gh.py" ', "python3": ""}
@@ -143,7 +148,7 @@ def cloud(tmp_path: Path) -> Cloud:
         command = folder / name
         command.write_text(f'{python}{script}"$@"\n')
         command.chmod(0o755)
-    (tmp_path / "azure.json").write_text(
+    (root / "azure.json").write_text(
         json.dumps(
             {
                 "signed_in": True,
@@ -160,7 +165,7 @@ def cloud(tmp_path: Path) -> Cloud:
             }
         )
     )
-    (tmp_path / "github.json").write_text(
+    (root / "github.json").write_text(
         json.dumps(
             {
                 "signed_in": True,
@@ -176,7 +181,7 @@ def cloud(tmp_path: Path) -> Cloud:
             }
         )
     )
-    return Cloud(tmp_path)
+    return Cloud(root)
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in INFRA.glob("*.sh")))
@@ -428,6 +433,15 @@ def tuple_of(finished: Finished) -> tuple[int, str, str]:
     return finished.code, finished.out, finished.err
 
 
+@pytest.fixture(scope="module")
+def states(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Return the states that a first run of infra/github.sh leaves, which takes some seconds."""
+    cloud = cloud_in(tmp_path_factory.mktemp("cloud"))
+    finished = TestGithub().run(cloud)
+    assert 0 == finished.code, finished.err
+    return {of: cloud.state(of) for of in ("azure", "github")}
+
+
 class TestGithub:
     """`infra/github.sh` lets a repository deploy."""
 
@@ -437,6 +451,12 @@ class TestGithub:
         "ENTRA_APPLICATION_ID_URI": "api://contoso.com/acs-token-broker",
         "ALERT_EMAILS": "ops@contoso.com",
     }
+
+    @pytest.fixture
+    def set_up(self, cloud: Cloud, states: dict[str, dict[str, Any]]) -> None:
+        """Set up a cloud as that run has left it."""
+        for of, state in states.items():
+            cloud.change(of, **state)
 
     def run(self, cloud: Cloud, *arguments: str, **changes: str) -> Finished:
         """Run the script in a shell of the environment prod."""
@@ -499,16 +519,15 @@ class TestGithub:
         assert [] == cloud.changes()
         assert finished.out.splitlines()[-1].startswith("Done: contoso/broker deploys from main")
 
+    @pytest.mark.usefixtures("set_up")
     def test_half_done(self, cloud: Cloud) -> None:
         """After a run that stopped halfway, the next one uses the registration that it made."""
-        before = cloud.state("github")
-        self.run(cloud)
         apps = cloud.state("azure")["apps"]
         deployer = self.registered(cloud, "deployer")["appId"]
         cloud.change("azure", apps=[{**apps[0], "credentials": {}}], principals={}, assignments=[])
         cloud.change(
             "github",
-            variables={**before["variables"], "production": {"AZURE_CLIENT_ID": deployer}},
+            variables={"production": {"AZURE_CLIENT_ID": deployer}},
         )
         assert 0 == self.run(cloud).code
         assert deployer == self.registered(cloud, "deployer")["appId"]
@@ -542,13 +561,12 @@ class TestGithub:
         assert 0 == self.run(cloud).code
         assert "repo:contoso/broker:pull_request" in str(self.registered(cloud, "reader"))
 
+    @pytest.mark.usefixtures("set_up")
     def test_renamed(self, cloud: Cloud) -> None:
         """A renamed repository keeps its identities, with new subjects and names."""
-        self.run(cloud)
         before = {app["appId"] for app in cloud.state("azure")["apps"]}
         claim = {"use_default": True, "sub_claim_prefix": "repo:c@12/b@34"}
         cloud.change("github", repository="c/b", claim=claim)
-        cloud.changes()
         assert 0 == self.run(cloud).code
         assert 4 == len(cloud.changes())
         assert before == {app["appId"] for app in cloud.state("azure")["apps"]}
@@ -556,18 +574,18 @@ class TestGithub:
         assert "acs-token-broker reader (c/b)" == reader["displayName"]
         assert {"pull-requests": "repo:c@12/b@34:pull_request"} == subjects(reader)
 
+    @pytest.mark.usefixtures("set_up")
     def test_other_issuer(self, cloud: Cloud) -> None:
         """If somebody changed a credential's issuer, it is set back to GitHub's."""
-        self.run(cloud)
         credentials = self.registered(cloud, "deployer")["credentials"]
         changed = {**credentials["production"], "issuer": "https://evil.example.com"}
         self.change_app(cloud, "deployer", credentials={"production": changed})
         assert 0 == self.run(cloud).code
         assert credentials == self.registered(cloud, "deployer")["credentials"]
 
+    @pytest.mark.usefixtures("set_up")
     def test_deleted_registration(self, cloud: Cloud) -> None:
         """A deleted registration is replaced by a new one."""
-        self.run(cloud)
         old = self.registered(cloud, "reader")
         apps = [app for app in cloud.state("azure")["apps"] if app != old]
         cloud.change("azure", apps=apps)
@@ -649,11 +667,10 @@ class TestGithub:
             pytest.param({"credentials": {"other": {"issuer": "x", "subject": "y"}}}, id="issuer"),
         ],
     )
+    @pytest.mark.usefixtures("set_up")
     def test_other_credentials(self, cloud: Cloud, kind: str, changes: dict[str, Any]) -> None:
         """A registration with credentials that the script did not make is refused."""
-        self.run(cloud)
         self.change_app(cloud, kind, **changes)
-        cloud.changes()
         finished = self.run(cloud)
         assert (1, []) == (finished.code, cloud.changes())
         assert "credentials that this script did not make: " in finished.err

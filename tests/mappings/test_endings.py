@@ -85,7 +85,10 @@ async def token(acs_identity: AcsIdentity, active: IdentityMapping) -> str:
 async def issue(acs_identity: AcsIdentity, acs_id: str) -> str:
     """Issue an ACS token."""
     now = datetime.now(UTC)  # As the emulator's clock.
-    return (await acs_identity.issue(acs_id, scopes=["chat"], lifetime=HOUR, now=now)).token
+    issued = await acs_identity.issue(
+        acs_id, scopes=["chat"], lifetime=HOUR, now=now, person=Person("tenant", "somebody")
+    )
+    return issued.token
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:

@@ -18,12 +18,13 @@ from shared.errors import (
     StorageUnavailableError,
     UpstreamAuthError,
     UpstreamBadResponseError,
+    UpstreamThrottledError,
     UpstreamUnavailableError,
 )
 from shared.identifiers import Person
 from shared.mappings.identities import Identities
 from shared.mappings.table import LEASE, State
-from tests.emulated import anybody, mapping_of, until
+from tests.emulated import ACS_ID, anybody, mapping_of, until
 
 if TYPE_CHECKING:
     from local.acs.emulator import AcsEmulator
@@ -413,6 +414,32 @@ class TestInterrupted:
         assert quick.acs_id == (await slow).acs_id
         (orphan,) = set(acs.created) - {quick.acs_id}
         assert {orphan: "lost_lease"} == await store.orphans()
+
+    async def test_turn_without_a_call(
+        self,
+        identities: Identities,
+        acs: AcsEmulator,
+        store: Store,
+        person: Person,
+        clock: Clock,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """A create that is left to somebody else does not say that ACS takes creates again."""
+        caplog.set_level("INFO")
+        acs.faults.fail_next("create", status=429, headers={"Retry-After": "1"})
+        with pytest.raises(UpstreamThrottledError):
+            await identities.get_or_create(person, admit=anybody)
+        await asyncio.sleep(1.05)
+        before = store.faults.count("table_update")
+        store.faults.fail_next("table_update", delay=0.2)
+        getting = asyncio.create_task(identities.get_or_create(person, admit=anybody))
+        await until(lambda: store.faults.count("table_update") > before)
+        await store.put(mapping_of(person, clock.now))
+
+        assert ACS_ID == (await getting).acs_id
+        assert 1 == acs.faults.count("create")
+        assert "acs_throttled" in caplog.text
+        assert "acs_unthrottled" not in caplog.text
 
     async def test_deleting(
         self, identities: Identities, store: Store, person: Person, clock: Clock

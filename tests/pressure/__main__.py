@@ -30,9 +30,8 @@ MEASUREMENTS: dict[str, Callable[[], Awaitable[list[Row]]]] = {
 
 def main() -> int:
     """Measure, print the table as it grows, and return the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="python -m tests.pressure", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
         "names",
         nargs="*",

@@ -5,6 +5,8 @@ import pytest
 from shared.quota import PUBLISHED, WINDOW_SECONDS
 from tests.pressure.crowd import Acs, renewals, together, two_tenants, wave
 
+pytestmark = pytest.mark.no_cover  # Tracing would double the time.
+
 
 @pytest.mark.parametrize("instances", [1, 40])
 def test_wave(instances: int) -> None:

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from tests.pressure.rows import Row
 
 
+pytestmark = pytest.mark.no_cover  # Tracing would double the time.
+
+
 @pytest.mark.parametrize("measured", [after_a_blip, under_attack])
 def test_bounds_are_kept(measured: Callable[[int], list[Row]]) -> None:
     """A few runs of each scenario, in which chance alone could not hide a change of the rules."""

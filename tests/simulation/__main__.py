@@ -147,7 +147,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="at once (all cores)")
     parser.add_argument("--trace", action="store_true", help="print everything that happens")
     parser.add_argument("--answers", action="store_true", help="print what was answered how often")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if min(arguments.schedules, arguments.jobs) < 1:
+        parser.error("--schedules and --jobs are at least 1")
+    return arguments
 
 
 def _trace(seeds: Iterable[int], options: Options) -> int:
