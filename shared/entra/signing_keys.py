@@ -170,8 +170,8 @@ class SigningKeys:
     def _is_withdrawn(self, key_id: str) -> bool:
         """Return whether Entra has no longer a key that it had.
 
-        A set right after one with the key proves nothing: while a new key spreads, Entra's hosts
-        give different answers.
+        Right after a set with the key, one that lacks it and brings no new key proves nothing:
+        while a new key spreads, some of Entra's hosts still give the set from before.
         """
         return self._fetched_at - self._seen_at.get(key_id, float("inf")) >= SPREAD
 
@@ -216,6 +216,9 @@ class SigningKeys:
         old = self._set.keys if self._set else {}
         replaced = bool(old) and old.keys().isdisjoint(fetched.keys)
         self._set, self._fetched_at = fetched, started
+        if not fetched.keys.keys() <= self._seen_at.keys():
+            # It has a key that no set had before, so it is the newest, and what it lacks is gone.
+            self._seen_at = dict.fromkeys(self._seen_at, float("-inf"))
         self._seen_at |= dict.fromkeys(fetched.keys, started)
         audit.record("signing_keys_refreshed", {"keys": len(fetched.keys), "all_new": replaced})
         self._backoff.succeeded()

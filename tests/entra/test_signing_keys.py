@@ -171,17 +171,31 @@ class TestFetching:
     ) -> None:
         """A key that Entra withdraws is gone with the next refresh, for tokens of any age.
 
-        Only a set from a minute after the last one with the key makes recent tokens forgeries.
+        If no new key comes with it, only a set from a minute later makes recent tokens forgeries.
         """
-        await keys.get(known, ANY)
+        new = entra.roll_keys(keep=1, new=new_key)
+        await keys.get(new, ANY)
+        entra.withdraw_key(known)
         clock.advance(seconds=after)
-        new = entra.roll_keys(keep=0, new=new_key)
-        await keys.get(new, RECENT)
+        with suppress(InvalidTokenError, KeysUnavailableError):
+            await keys.get("made-up", RECENT)
 
         with pytest.raises(InvalidTokenError):
             await keys.get(known, LONG_AGO)
         for payload in (RECENT, ANY):
             with pytest.raises(error):
+                await keys.get(known, payload)
+
+    async def test_replaced_key(
+        self, entra: EntraEmulator, keys: SigningKeys, known: str, new_key: EntraKey
+    ) -> None:
+        """A set that brings a new key is the newest, so what it lacks is gone at once."""
+        await keys.get(known, ANY)
+        new = entra.roll_keys(keep=0, new=new_key)
+        await keys.get(new, RECENT)
+
+        for payload in (LONG_AGO, RECENT, ANY):
+            with pytest.raises(InvalidTokenError):
                 await keys.get(known, payload)
 
     async def test_withdrawn_key_comes_back(
