@@ -377,11 +377,14 @@ class MisconfiguredError(BrokerError):
 
 
 class KeysUnavailableError(BrokerError):
-    """Entra's signing keys cannot be read, so no token can be checked."""
+    """Entra's keys cannot be read, or may be older than the token's: it cannot be checked."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     code = "keys_unavailable"
-    description = "Entra's signing keys cannot be read right now, so the token was not checked."
+    description = (
+        "The token cannot be checked right now: Entra's signing keys cannot be read, or do not have"
+        " its key yet."
+    )
     retry_after = 5
 
 
