@@ -181,8 +181,10 @@ def _origin(text: str) -> tuple[str, str]:
     bare = f"{parts.scheme}://{parts.netloc}" == text.rstrip("/") and "@" not in parts.netloc
     if not bare or parts.scheme not in {"https", "http"} or not host:
         raise ValueError("is not a URL with only a scheme and a host")
+    if parts.netloc != parts.netloc.lower():
+        raise ValueError("is not a URL with its host in lower case")
     if host not in LOOPBACK_HOSTS and (parts.scheme != "https" or parts.netloc != host):
-        raise ValueError("is not https:// and a host in lower case, without a port")
+        raise ValueError("is not https:// and a host without a port")
     return host, text.rstrip("/")
 
 
