@@ -71,6 +71,11 @@ class EntraSettings:
     authority: str  # `https://login.microsoftonline.com`, without a trailing slash.
 
     @property
+    def v1_audiences(self) -> frozenset[str]:
+        """What v1 tokens for this service may name. Those of v2 name the client id alone."""
+        return self.audiences | {self.client_id}
+
+    @property
     def v1_issuer(self) -> str | None:
         """The beginning of every v1 issuer: `https://sts.windows.net` in the public cloud.
 

@@ -47,8 +47,8 @@ class Results:
         figures = [f"slowest_ms={self._slowest}"] if self._slowest is not None else []
         if self.certificate_days is not None:
             figures += [f"certificate_days={self.certificate_days}", f"tls={self.tls}"]
-        bar = [" | ", *figures] if figures else []
-        line = f"{WORDS[self.exit_status]} {self.url} {what}{' '.join(bar)}"
+        behind_bar = f" | {' '.join(figures)}" if figures else ""
+        line = f"{WORDS[self.exit_status]} {self.url} {what}{behind_bar}"
         return " ".join(line.split())  # A service's text must not begin a second line.
 
     def as_json(self) -> str:

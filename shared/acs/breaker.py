@@ -74,7 +74,7 @@ class Breaker:
 def is_failure(error: BrokerError) -> bool:
     """Return whether ACS is out of order: no answer, a 5xx, or an answer that cannot be used.
 
-    A 4xx other than 408 is none: ACS works, and refuses this request, or limits us.
+    A 4xx other than 408 does not count: ACS works, and refuses this request, or limits us.
     """
     if isinstance(error, UpstreamBadResponseError):
         return error.answered not in range(400, 500)

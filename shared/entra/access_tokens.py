@@ -172,7 +172,7 @@ def _note_person(claims: VerifiedClaims, settings: EntraSettings) -> None:
     token_id = claims.get("uti")  # By this id, Entra's sign-in logs know the token.
     if isinstance(token_id, str) and _TOKEN_ID.fullmatch(token_id):
         audit.note(uti=token_id)
-    is_for_us = str(claims.get("aud")) in {settings.client_id, *settings.audiences}
+    is_for_us = str(claims.get("aud")) in settings.v1_audiences
     if not is_for_us or not _is_served(str(claims.get("tid")), settings):
         audit.note(ours=False)
 
@@ -265,10 +265,10 @@ def _tenant(claims: Mapping[str, Any], key: SigningKey, settings: EntraSettings)
         raise InvalidTokenError("tid is not a GUID")
     v2_issuer = f"{settings.authority}/{tenant_id}/v2.0"
     if version == "2.0":
-        issuer, audiences = v2_issuer, {settings.client_id}
+        issuer, audiences = v2_issuer, frozenset({settings.client_id})
     elif version == "1.0" and settings.v1_issuer is not None:
         issuer = f"{settings.v1_issuer}/{tenant_id}/"
-        audiences = {settings.client_id, *settings.audiences}
+        audiences = settings.v1_audiences
     else:
         raise InvalidTokenError("ver is not a version that this authority issues")
     audience = claims.get("aud")

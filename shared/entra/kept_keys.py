@@ -17,7 +17,6 @@ from shared import audit, strict_json
 from shared.entra.key_sets import MAX_AGE, reason_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from datetime import datetime
 
     from shared.entra.key_sets import KeySet, Publisher
@@ -52,7 +51,7 @@ class KeptKeys:
         self._documents = documents
         self._publisher = publisher
         self._name = f"signing_keys_{publisher.keys_of}"
-        self._last: Mapping[str, Any] | None = None  # What was last written, or tried.
+        self._last: dict[str, Any] | None = None  # What was last written, or tried.
         self._written_at = float("-inf")
         self._has_told = False
 
@@ -64,7 +63,8 @@ class KeptKeys:
         """Keep a set. A failure is harmless; the log has the first one of several."""
         self._written_at, self._last = now, _essence(fetched)
         try:
-            await self._documents.write(self._name, self._pack(fetched))
+            document = self._pack(self._last, fetched.published_on)
+            await self._documents.write(self._name, document)
         except Exception as exc:  # noqa: BLE001 - the set itself is good, whatever went wrong
             if not self._has_told:
                 fields = {"reason": reason_of(exc)}
@@ -88,11 +88,11 @@ class KeptKeys:
         audit.record("kept_signing_keys_used", told, level=logging.ERROR)
         return found, age
 
-    def _pack(self, fetched: KeySet) -> bytes:
-        if fetched.published_on is None:
+    def _pack(self, essence: dict[str, Any], published_on: int | None) -> bytes:
+        if published_on is None:
             raise ValueError("an answer without Date")
-        whole = asdict(self._publisher) | {"published_on": fetched.published_on}
-        return json.dumps(whole | _essence(fetched), separators=(",", ":")).encode()
+        whole = asdict(self._publisher) | {"published_on": published_on} | essence
+        return json.dumps(whole, separators=(",", ":")).encode()
 
     def _unpack(self, document: bytes, now: datetime) -> tuple[KeySet, float]:
         """Return the set in a document, and its age.

@@ -22,8 +22,10 @@ from hypothesis import strategies as st
 
 from infra.probe.asking import Answer
 from infra.probe.checks import checks_with, standard_checks
+from infra.probe.issued import USER
 from local.serving.application import serve
 from local.stack import emulators, functions_host
+from shared import identifiers
 from tests.emulated import ACS_ID
 from tests.tokens import Parts, as_json
 
@@ -267,6 +269,11 @@ class TestTimes:
         assert 1 == len(out.splitlines())
         assert 1 == out.count("no answer: ConnectionRefusedError")
         assert "|" not in out  # There are no figures.
+
+
+def test_identities() -> None:
+    """The probe, which runs without the service's code, has its own pattern of the same ids."""
+    assert identifiers.ACS_ID.pattern == USER.pattern
 
 
 class TestToken:
