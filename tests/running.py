@@ -14,10 +14,12 @@ from azure.data.tables import TableClient
 from multidict import CIMultiDict
 
 from local.entra.directory import ADA, FADI
+from local.stack import REPOSITORY
 from local.storage.azurite import ACCOUNT, ACCOUNT_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     import aiohttp
 
@@ -25,6 +27,23 @@ if TYPE_CHECKING:
     from tests.emulated import BackgroundLoop
 
 ROLE = "Mappings.Admin"
+REAL_APP = f"""
+import importlib.util
+
+_spec = importlib.util.spec_from_file_location("the_app", {str(REPOSITORY / "function_app.py")!r})
+_module = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_module)
+app = _module.app
+"""
+
+
+def write_app(folder: Path, more: str) -> None:
+    """Write an app into a folder: the real one as `app`, and what else it does or has.
+
+    `shared` is found because the host runs in the repository.
+    """
+    (folder / "host.json").write_text((REPOSITORY / "host.json").read_text())
+    (folder / "function_app.py").write_text(REAL_APP + more)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from local.entra.directory import CONTOSO
 from local.stack import REPOSITORY
 from tests.cases.catalogue import case
 from tests.cases.service import named
-from tests.running import assert_problem
+from tests.running import assert_problem, write_app
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -139,16 +139,9 @@ async def test_H03_no_token_in_logs_or_answers(service: Service, entra: EntraEmu
         assert secret not in told
 
 
-DEBUGGING_APP = """
-import importlib.util
+DEBUGGING = """
 import logging
-import sys
 
-sys.path.insert(0, {repository!r})
-spec = importlib.util.spec_from_file_location("real_app", {repository!r} + "/function_app.py")
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-app = module.app
 for name in (None, "azure", "msal", "aiohttp", "urllib3"):
     logging.getLogger(name).setLevel(logging.DEBUG)
 """
@@ -158,9 +151,7 @@ for name in (None, "azure", "msal", "aiohttp", "urllib3"):
 async def test_H04_sdk_logging(
     service: Service, another_service: AnotherService, tmp_path: Path
 ) -> None:
-    (tmp_path / "host.json").write_text((REPOSITORY / "host.json").read_text())
-    app = DEBUGGING_APP.format(repository=str(REPOSITORY))
-    (tmp_path / "function_app.py").write_text(app)
+    write_app(tmp_path, DEBUGGING)
     host = await another_service(tmp_path)
     stack = service.running.stack
     good = service.running.token_of_new_member()

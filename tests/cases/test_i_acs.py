@@ -95,20 +95,26 @@ async def test_I01_lost_reply_to_create(service: Service, another_service: Anoth
         assert retried.json["user"]["id"] not in first
 
 
+async def assert_create_fails(
+    service: Service, host: Service, fault: dict[str, Any], status: int, code: str
+) -> None:
+    """Check that a create with a fault is sent exactly once, and leaves nobody an identity."""
+    acs, object_id = service.running.stack.acs, str(uuid.uuid4())
+    acs.faults.clear()
+    acs.faults.fail_next("create", **fault)
+    answer = await host.app.get("/api/token", service.running.token_of_new_person(oid=object_id))
+    assert_problem(answer, status, code)
+    assert (1, 0) == (acs.faults.count("create"), acs.faults.count("issue"))
+    await assert_no_identity(service, object_id)
+
+
 @case("I02", "a create answered with 5xx: 503, and it is sent exactly once")
 async def test_I02_create_fails(service: Service, another_service: AnotherService) -> None:
-    host, acs = await another_service(), service.running.stack.acs
+    host = await another_service()
     for status in (500, 502, 503, 504):
         with named(str(status)):
-            object_id = str(uuid.uuid4())
-            acs.faults.clear()
-            acs.faults.fail_next("create", status=status, times=9)
-            answer = await host.app.get(
-                "/api/token", service.running.token_of_new_person(oid=object_id)
-            )
-            assert_problem(answer, 503, "upstream_unavailable")
-            assert (1, 0) == (acs.faults.count("create"), acs.faults.count("issue"))
-            await assert_no_identity(service, object_id)
+            fault = {"status": status, "times": 9}
+            await assert_create_fails(service, host, fault, 503, "upstream_unavailable")
 
 
 @case("I03", "a create refused with Retry-After: 503 at once, Retry-After from 1 to 60 s")
@@ -140,7 +146,7 @@ async def test_I03_create_with_retry_after(
 
 @case("I04", "a create answered with anything but an identity's id: 502, and no id is stored")
 async def test_I04_bad_answers_to_create(service: Service, another_service: AnotherService) -> None:
-    host, acs = await another_service(), service.running.stack.acs
+    host = await another_service()
     bodies: dict[str, dict[str, Any]] = {
         "an empty object": {"body": "{}"},
         "no id": {"body": '{"identity": {}}'},
@@ -160,15 +166,8 @@ async def test_I04_bad_answers_to_create(service: Service, another_service: Anot
     }
     for name, fault in bodies.items():
         with named(name):
-            object_id = str(uuid.uuid4())
-            acs.faults.clear()
-            acs.faults.fail_next("create", **({"status": 201} | fault))
-            answer = await host.app.get(
-                "/api/token", service.running.token_of_new_person(oid=object_id)
-            )
-            assert_problem(answer, 502, "upstream_bad_response")
-            assert (1, 0) == (acs.faults.count("create"), acs.faults.count("issue"))
-            await assert_no_identity(service, object_id)
+            odd = {"status": 201} | fault
+            await assert_create_fails(service, host, odd, 502, "upstream_bad_response")
 
 
 @case("I06", "an identity deleted at ACS: a new one for a few people a day; then 502 identity_gone")

@@ -25,6 +25,7 @@ from tests.running import Client, assert_problem
 
 if TYPE_CHECKING:
     from tests.cases.service import AnotherService, Service
+    from tests.running import Answer
 
 
 async def new_identity(service: Service, object_id: str) -> str:
@@ -241,17 +242,25 @@ async def test_K09_prune_was_killed(service: Service, another_service: AnotherSe
     assert acs.token_is_valid(again.json["token"])
 
 
+async def while_issuing(
+    service: Service, token: str, method: str, path: str
+) -> tuple[Answer, Answer]:
+    """Call a route while ACS issues a token, and return the answers to both, the token's first."""
+    faults = service.running.stack.acs.faults
+    faults.clear()
+    faults.fail_next("issue", delay=0.6)
+    asking = asyncio.create_task(service.app.get("/api/token", token))
+    await until(lambda: faults.count("issue") == 1)
+    other = await service.app.call(method, path, token)
+    return await asking, other
+
+
 @case("K11", "an erasure while a token is issued: that token is dead, and so is the identity")
 async def test_K11_erasure_and_request(service: Service) -> None:
     acs, object_id = service.running.stack.acs, str(uuid.uuid4())
     acs_id = await new_identity(service, object_id)
     token = service.running.token_of_new_person(oid=object_id)
-    acs.faults.clear()
-    acs.faults.fail_next("issue", delay=0.6)
-    asking = asyncio.create_task(service.app.get("/api/token", token))
-    await until(lambda: acs.faults.count("issue") == 1)
-    erased = await service.app.delete("/api/user", token)
-    asked = await asking
+    asked, erased = await while_issuing(service, token, "DELETE", "/api/user")
 
     assert 204 == erased.status, erased
     assert asked.status in {200, 401, 502, 503}, asked
@@ -316,12 +325,7 @@ async def test_K15_revoke_and_request(service: Service) -> None:
     await new_identity(service, object_id)
     token = service.running.token_of_new_person(oid=object_id)
     assert 200 == (await service.app.get("/api/token", token)).status
-    acs.faults.clear()
-    acs.faults.fail_next("issue", delay=0.6)
-    asking = asyncio.create_task(service.app.get("/api/token", token))
-    await until(lambda: acs.faults.count("issue") == 1)
-    revoked = await service.app.post("/api/token/revoke", token)
-    asked = await asking
+    asked, revoked = await while_issuing(service, token, "POST", "/api/token/revoke")
 
     assert 204 == revoked.status, revoked
     row = await row_of(service.running, object_id)

@@ -16,7 +16,7 @@ from local.stack import REPOSITORY
 from shared.settings import Settings, SettingsError
 from tests.cases.catalogue import case
 from tests.cases.service import named
-from tests.running import assert_problem
+from tests.running import assert_problem, write_app
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -230,23 +230,15 @@ async def test_L07_health_while_acs_is_down(
     acs.faults.clear()
 
 
-WATCHED_APP = """
+WATCHING = f"""
 import asyncio
-import importlib.util
-import sys
-
-sys.path.insert(0, {repository!r})
-spec = importlib.util.spec_from_file_location("real_app", {repository!r} + "/function_app.py")
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-app = module.app
 import azure.functions as func
 
 
 @app.route(route="watch")
 async def watch(req: func.HttpRequest) -> func.HttpResponse:
     loop = asyncio.get_running_loop()
-    loop.slow_callback_duration = {seconds}
+    loop.slow_callback_duration = {SLOW_CALLBACK}
     loop.set_debug(True)
     return func.HttpResponse("watching")
 """
@@ -256,9 +248,7 @@ async def watch(req: func.HttpRequest) -> func.HttpResponse:
 async def test_L09_event_loop_is_free(
     service: Service, another_service: AnotherService, tmp_path: Path
 ) -> None:
-    (tmp_path / "host.json").write_text((REPOSITORY / "host.json").read_text())
-    app = WATCHED_APP.format(repository=str(REPOSITORY), seconds=SLOW_CALLBACK)
-    (tmp_path / "function_app.py").write_text(app)
+    write_app(tmp_path, WATCHING)
     host = await another_service(tmp_path)
     stack, running, slow = service.running.stack, service.running, 0.3
 

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from local.entra.directory import CONTOSO, DESKTOP_APP
-from local.stack import REPOSITORY
 from local.storage.azurite import ACCOUNT_KEY
 from shared.errors import BrokerError
 from shared.settings import Settings
 from tests.e2e.test_administration import ELSEWHERE, path_of
 from tests.e2e.test_exchange import BLOCKED, ENTRA, POLICY, TEAMS, refusal
+from tests.running import write_app
 from tests.test_certificates import GOOD
 
 if TYPE_CHECKING:
@@ -31,15 +31,10 @@ if TYPE_CHECKING:
     from tests.running import Answer, Client, Running
 
 # The app as it is, with one more route, whose error quotes the token and the settings.
-DEBUG_APP = f"""
-import importlib.util, logging, os, sys
+DEBUGGING = """
+import logging, os, sys
 import azure.functions as func
 from shared.http import answers_problems
-
-_spec = importlib.util.spec_from_file_location("the_app", {str(REPOSITORY / "function_app.py")!r})
-_module = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_module)
-app = _module.app
 
 @app.route(route="unforeseen")
 @answers_problems("GET")
@@ -115,8 +110,7 @@ def kinds(error: type[BrokerError] = BrokerError) -> set[type[BrokerError]]:
 @pytest.fixture
 def debug_app(tmp_path: Path) -> Path:
     """The folder of an app that logs everything."""
-    (tmp_path / "host.json").write_text((REPOSITORY / "host.json").read_text())
-    (tmp_path / "function_app.py").write_text(DEBUG_APP)
+    write_app(tmp_path, DEBUGGING)
     return tmp_path
 
 

@@ -61,6 +61,12 @@ def keys(entra: EntraEmulator, key_store: Callable[..., SigningKeys]) -> Signing
     return key_store(entra.url)
 
 
+async def refreshed(entra: EntraEmulator) -> None:
+    """Wait until a fetch that began after now has ended, since the next has begun."""
+    before = entra.faults.count(KEYS)
+    await until(lambda: entra.faults.count(KEYS) >= before + 2)
+
+
 @pytest.fixture
 def known(entra: EntraEmulator) -> str:
     """The id of a key that Entra publishes from the start."""
@@ -210,13 +216,11 @@ class TestFetching:
         await keys.get(known, ANY)
         everything = list(entra.keys)
         entra.roll_keys(keep=0, new=new_key)
-        before = entra.faults.count(KEYS)
-        await until(lambda: entra.faults.count(KEYS) >= before + 2)
+        await refreshed(entra)
         with pytest.raises(InvalidTokenError):
             await keys.get(known, LONG_AGO)
         entra.keys[:] = everything
-        before = entra.faults.count(KEYS)
-        await until(lambda: entra.faults.count(KEYS) >= before + 2)
+        await refreshed(entra)
 
         assert await keys.get(known, RECENT)
 
@@ -231,8 +235,7 @@ class TestFetching:
         keys = key_store(entra.url, refresh_interval=0.05)
         await keys.get(known, ANY)
         new = entra.roll_keys(keep=0, new=new_key)
-        before = entra.faults.count(KEYS)
-        await until(lambda: entra.faults.count(KEYS) >= before + 2)
+        await refreshed(entra)
 
         async with asyncio.timeout(0.05):
             await keys.get(new, RECENT)
@@ -333,8 +336,7 @@ class TestUnknownIds:
             with pytest.raises(KeysUnavailableError):
                 await keys.get(f"unknown-{position}", RECENT)
         new = entra.roll_keys(new=new_key)
-        before = entra.faults.count(KEYS)
-        await until(lambda: entra.faults.count(KEYS) >= before + 2)
+        await refreshed(entra)
 
         await keys.get(new, RECENT)
         await keys.get(known, ANY)

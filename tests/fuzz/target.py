@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    Judge = Callable[[Any], str | None]
 
 # In seconds of this process's own CPU time. A refusal takes far less than a thousandth of it.
 LONGEST = 0.25
@@ -50,19 +52,19 @@ def run(target: Target, seeds: range, *, enough: int = 3) -> list[Failure]:
     failures: list[Failure] = []
     for seed in seeds:
         value = target.make(random.Random(seed))  # noqa: S311 - chance, not secrets
-        verdict = verdict_on(target, value)
+        verdict = verdict_on(target.judge, value)
         if verdict is not None:
-            failures.append(Failure(target.name, seed, *smallest(target, value, verdict)))
+            failures.append(Failure(target.name, seed, *smallest(target.judge, value, verdict)))
             if len(failures) == enough:
                 break
     return failures
 
 
-def verdict_on(target: Target, value: Any) -> str | None:
+def verdict_on(judge: Judge, value: Any) -> str | None:
     """Return what is wrong with the outcome of an input."""
     began = time.process_time()
     try:
-        verdict = target.judge(value)
+        verdict = judge(value)
     except Exception as exc:  # noqa: BLE001 - that is what is looked for
         verdict = f"an undocumented {type(exc).__name__}"
     if time.process_time() - began > LONGEST:
@@ -70,7 +72,7 @@ def verdict_on(target: Target, value: Any) -> str | None:
     return verdict
 
 
-def smallest(target: Target, value: Any, verdict: str) -> tuple[str, Any]:
+def smallest(judge: Judge, value: Any, verdict: str) -> tuple[str, Any]:
     """Take away from an input what can go while the verdict stays."""
     tries = SHRINKING_TRIES
     candidates = _smaller(value)
@@ -79,7 +81,7 @@ def smallest(target: Target, value: Any, verdict: str) -> tuple[str, Any]:
         if candidate is None:
             break
         tries -= 1
-        if verdict_on(target, candidate[0]) == verdict:
+        if verdict_on(judge, candidate[0]) == verdict:
             value = candidate[0]
             candidates = _smaller(value)
     return verdict, value

@@ -78,16 +78,10 @@ class TestSmallest:
     def test_shrinks(self) -> None:
         """All that does not matter is taken away."""
 
-        class Target:
-            name = "x"
+        def judge(value: dict[str, list[str]]) -> str | None:
+            return "bad" if any("!" in text for text in value.get("a", [])) else None
 
-            def make(self, chance: Random) -> object:
-                raise NotImplementedError
-
-            def judge(self, value: dict[str, list[str]]) -> str | None:
-                return "bad" if any("!" in text for text in value.get("a", [])) else None
-
-        _, value = smallest(Target(), {"a": ["hello", "wor!ld"], "b": ["!"]}, "bad")
+        _, value = smallest(judge, {"a": ["hello", "wor!ld"], "b": ["!"]}, "bad")
 
         assert {"a": ["!"]} == value
 
